@@ -1,0 +1,23 @@
+//! What the bytes of a qcow2 image mean.
+//!
+//! Every on-disk structure of qcow2 version 2 and 3, typed and validated, without any I/O: bytes go in, typed facts or
+//! typed errors come out, and encoding gives the same bytes back.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(clippy::arithmetic_side_effects)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod addr;
+pub mod geometry;
+mod l1;
+pub mod l2;
+mod refcount;
+
+pub use addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
+pub use geometry::{Geometry, GeometryError};
+pub use l1::L1Entry;
+pub use l2::{ClusterKind, CompressedExtent, EntryRules, L2Entry};
+pub use refcount::{RefcountBlock, RefcountTableEntry, set_refcount};

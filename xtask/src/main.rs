@@ -1,0 +1,2 @@
+//! The project harness.
+fn main() {}

@@ -1,2 +1,41 @@
-//! The project harness.
-fn main() {}
+//! The project's harness, called as `cargo xtask`: what is worth scripting twice.
+//!
+//! One file a command, each thin over library functions. A new command is a module with `Args` and `run`, a variant of
+//! [`Command`], and an arm in [`main`].
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that people run in a terminal"
+)]
+
+mod cargo;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The harness of the qcow2 workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What can be asked for; the help text of each stands on its arguments.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Test(args) => test::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,1 +1,19 @@
-//! qcow2-io
+//! Where the bytes lie: the [`Storage`] trait, its backends and its wrappers.
+//!
+//! A storage is a flat, addressable, flushable range of bytes. [`File`] is a host file or block device, [`Memory`] and
+//! [`Null`] need no disk; [`Slice`], [`Faulty`] and [`Trace`] wrap any other. Nothing here knows what the bytes mean.
+#![deny(unsafe_code)]
+
+mod batch;
+mod error;
+mod extent;
+mod file;
+mod memory;
+mod storage;
+
+pub use batch::{Op, Request};
+pub use error::{Operation, Result, StorageError, StorageErrorKind};
+pub use extent::{Extent, ExtentKind};
+pub use file::{File, FileIdentity, FileOptions, LockMode};
+pub use memory::Memory;
+pub use storage::{Limits, MAX_LEN, Storage, ZeroFlags};

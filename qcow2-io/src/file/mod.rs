@@ -1,0 +1,242 @@
+//! A host file or block device.
+//!
+//! `mod.rs` holds the type and its [`Storage`] methods, `open` the ways to get one, `transfer` whole reads and writes made of the
+//! system's partial ones, `zero` what needs no buffer.
+
+mod open;
+mod transfer;
+mod zero;
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::SeekFrom;
+use rustix::io::{Errno, retry_on_intr};
+
+use crate::extent::ExtentList;
+use crate::storage::{check_end, check_range, total_len};
+use crate::{
+    Extent, ExtentKind, Limits, Operation, Result, Storage, StorageError, StorageErrorKind,
+    ZeroFlags,
+};
+
+pub use self::open::{FileOptions, LockMode};
+
+/// A host file or block device as a storage.
+///
+/// Reads and writes are positional; the file's own position means nothing. A block device has a fixed length.
+#[derive(Debug)]
+pub struct File {
+    inner: fs::File,
+    path: Option<PathBuf>,
+    identity: FileIdentity,
+    writable: bool,
+    /// Length of a block device; `None` for a regular file, whose length changes.
+    fixed_len: Option<u64>,
+    /// A flush has failed: the system may have dropped writes and won't report it again.
+    lost_writes: AtomicBool,
+    /// What the file system was found not to do.
+    cannot: zero::Cannot,
+}
+
+/// Which file it is, whatever it is called: equal for two handles exactly when they reach the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    device: u64,
+    /// `None` for a block device, which any number of nodes may name.
+    inode: Option<u64>,
+}
+
+impl File {
+    /// Opens an existing file for reading, with the default lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        FileOptions::new().open(path)
+    }
+
+    /// Which file it is; for telling whether two names mean one file.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// The name it was opened by, if it was opened by name.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Adds the path to an error.
+    fn name(&self, error: StorageError) -> StorageError {
+        match &self.path {
+            Some(path) => error.in_path(path),
+            None => error,
+        }
+    }
+
+    #[cold]
+    fn fail(&self, operation: Operation, kind: StorageErrorKind) -> StorageError {
+        self.name(StorageError::new(operation, kind))
+    }
+
+    #[cold]
+    fn fail_io(&self, operation: Operation, errno: Errno) -> StorageError {
+        self.name(StorageError::from_io(operation, errno))
+    }
+
+    fn check_writable(&self, operation: Operation, offset: u64, len: u64) -> Result<()> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(self
+            .fail(operation, StorageErrorKind::ReadOnly)
+            .at(offset, len)
+            .with_detail("the file was opened read-only"))
+    }
+
+    fn seek(&self, to: SeekFrom) -> rustix::io::Result<u64> {
+        retry_on_intr(|| rustix::fs::seek(&self.inner, to))
+    }
+}
+
+impl Storage for File {
+    fn len(&self) -> Result<u64> {
+        if let Some(len) = self.fixed_len {
+            return Ok(len);
+        }
+        let stat =
+            rustix::fs::fstat(&self.inner).map_err(|errno| self.fail_io(Operation::Len, errno))?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        let len = total_len(bufs);
+        check_end(Operation::Read, offset, len).map_err(|error| self.name(error))?;
+        transfer::read_vectored(&self.inner, bufs, offset)
+            .map_err(|errno| self.fail_io(Operation::Read, errno).at(offset, len))
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+        let len = total_len(bufs);
+        check_end(Operation::Write, offset, len).map_err(|error| self.name(error))?;
+        self.check_writable(Operation::Write, offset, len)?;
+        transfer::write_vectored(&self.inner, bufs, offset)
+            .map_err(|errno| self.fail_io(Operation::Write, errno).at(offset, len))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let len = buf.len() as u64;
+        check_end(Operation::Read, offset, len).map_err(|error| self.name(error))?;
+        transfer::read(&self.inner, buf, offset)
+            .map_err(|errno| self.fail_io(Operation::Read, errno).at(offset, len))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let len = buf.len() as u64;
+        check_end(Operation::Write, offset, len).map_err(|error| self.name(error))?;
+        self.check_writable(Operation::Write, offset, len)?;
+        transfer::write(&self.inner, buf, offset)
+            .map_err(|errno| self.fail_io(Operation::Write, errno).at(offset, len))
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        let len = check_range(Operation::WriteZeroes, &range).map_err(|error| self.name(error))?;
+        self.check_writable(Operation::WriteZeroes, range.start, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        self.zero(&range, flags)
+            .map_err(|error| error.at(range.start, len))
+    }
+
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        let len = check_range(Operation::Discard, &range).map_err(|error| self.name(error))?;
+        self.check_writable(Operation::Discard, range.start, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        self.punch(&range)
+            .map_err(|error| error.at(range.start, len))
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.lost_writes.load(Ordering::Acquire) {
+            return Err(self
+                .fail(Operation::Flush, StorageErrorKind::Io)
+                .with_detail("an earlier flush failed, so writes before it may be lost"));
+        }
+        if !self.writable {
+            return Ok(());
+        }
+        retry_on_intr(|| rustix::fs::fdatasync(&self.inner)).map_err(|errno| {
+            self.lost_writes.store(true, Ordering::Release);
+            self.fail_io(Operation::Flush, errno)
+        })
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        check_end(Operation::SetLen, 0, len).map_err(|error| self.name(error))?;
+        self.check_writable(Operation::SetLen, 0, len)?;
+        if let Some(fixed) = self.fixed_len {
+            if fixed == len {
+                return Ok(());
+            }
+            return Err(self
+                .fail(Operation::SetLen, StorageErrorKind::Unsupported)
+                .at(0, len)
+                .with_detail(format!("a block device keeps its length of {fixed} bytes")));
+        }
+        retry_on_intr(|| rustix::fs::ftruncate(&self.inner, len))
+            .map_err(|errno| self.fail_io(Operation::SetLen, errno).at(0, len))
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
+        check_range(Operation::Extents, &range).map_err(|error| self.name(error))?;
+        let Range { start, end } = range;
+        let fail = |errno| {
+            self.fail_io(Operation::Extents, errno)
+                .at(start, end - start)
+        };
+        let data_end = end.min(self.len()?);
+        let mut list = ExtentList::new(max);
+        let mut position = start;
+        while position < data_end && !list.is_full() {
+            let data = match self.seek(SeekFrom::Data(position)) {
+                Ok(data) => data.clamp(position, data_end),
+                // Nothing but a hole up to the end.
+                Err(Errno::NXIO) => data_end,
+                // The file system can't tell.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => position,
+                Err(errno) => return Err(fail(errno)),
+            };
+            list.push(position, data - position, ExtentKind::Hole);
+            let hole = match self.seek(SeekFrom::Hole(data)) {
+                // Another process may have cut the file in between; then the loop must still get on.
+                Ok(hole) if hole > data => hole.min(data_end),
+                Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => data_end,
+                Err(errno) => return Err(fail(errno)),
+            };
+            list.push(data, hole - data, ExtentKind::Data);
+            position = hole;
+        }
+        let rest = position.max(start);
+        list.push(rest, end - rest, ExtentKind::Hole);
+        Ok(list.into_vec())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            max_transfer: transfer::MAX as u64,
+            ..Limits::default()
+        }
+    }
+}

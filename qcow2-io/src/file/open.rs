@@ -1,0 +1,187 @@
+//! The ways to get a file.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{File, FileIdentity};
+use crate::{Operation, Result, Storage, StorageError, StorageErrorKind};
+
+/// How other processes are kept out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LockMode {
+    /// The byte-range locks that QEMU takes: a writer excludes everyone, readers share.
+    #[default]
+    Qemu,
+    /// None. The caller answers for what other processes do.
+    None,
+}
+
+/// How to open a file; like [`std::fs::OpenOptions`], always for reading.
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    write: bool,
+    create: bool,
+    create_new: bool,
+    truncate: bool,
+    direct: bool,
+    lock: LockMode,
+    force_share: bool,
+}
+
+impl FileOptions {
+    /// Read-only, buffered, locked as QEMU does, existing files only.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether to write, too.
+    #[must_use]
+    pub fn write(mut self, write: bool) -> Self {
+        self.write = write;
+        self
+    }
+
+    /// Whether to create the file when it is missing. Needs `write`.
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Whether to create the file and fail when it exists. Needs `write`.
+    #[must_use]
+    pub fn create_new(mut self, create_new: bool) -> Self {
+        self.create_new = create_new;
+        self
+    }
+
+    /// Whether to cut the file to nothing, after the lock was taken. Needs `write`.
+    #[must_use]
+    pub fn truncate(mut self, truncate: bool) -> Self {
+        self.truncate = truncate;
+        self
+    }
+
+    /// Whether to bypass the host's page cache (`O_DIRECT`).
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// How other processes are kept out.
+    #[must_use]
+    pub fn lock(mut self, lock: LockMode) -> Self {
+        self.lock = lock;
+        self
+    }
+
+    /// Whether to read beside a writer in another process. Excludes `write`.
+    #[must_use]
+    pub fn force_share(mut self, force_share: bool) -> Self {
+        self.force_share = force_share;
+        self
+    }
+
+    /// Opens `path`, a regular file or a block device.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports; [`Invalid`](StorageErrorKind::Invalid) for directories, pipes and other things that are no disks,
+    /// and for contradictory options; [`Locked`](StorageErrorKind::Locked) when another process uses the file in a way
+    /// that excludes this one.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<File> {
+        let path = path.as_ref();
+        self.open_path(path).map_err(|error| error.in_path(path))
+    }
+
+    fn open_path(&self, path: &Path) -> Result<File> {
+        self.check()?;
+        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        flags |= if self.write {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        if self.create || self.create_new {
+            flags |= OFlags::CREATE;
+        }
+        if self.create_new {
+            flags |= OFlags::EXCL;
+        }
+        let mode = Mode::from_raw_mode(0o666);
+        let fd = retry_on_intr(|| rustix::fs::open(path, flags, mode)).map_err(open_error)?;
+        let mut file = File::classify(fs::File::from(fd), self.write)?;
+        file.path = Some(path.to_owned());
+        // A pipe would have blocked without it; a disk doesn't need it.
+        let status = rustix::fs::fcntl_getfl(&file.inner).map_err(open_error)?;
+        rustix::fs::fcntl_setfl(&file.inner, status - OFlags::NONBLOCK).map_err(open_error)?;
+        if self.truncate && file.fixed_len.is_none() {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |detail| {
+            Err(StorageError::new(Operation::Open, StorageErrorKind::Invalid).with_detail(detail))
+        };
+        if self.force_share && self.write {
+            return invalid("sharing with a writer is for readers only");
+        }
+        if !self.write && (self.create || self.create_new || self.truncate) {
+            return invalid("creating and truncating need write access");
+        }
+        Ok(())
+    }
+}
+
+fn open_error(errno: Errno) -> StorageError {
+    StorageError::from_io(Operation::Open, errno)
+}
+
+impl File {
+    /// Finds out what was opened and refuses what is no disk.
+    fn classify(inner: fs::File, writable: bool) -> Result<Self> {
+        let stat = rustix::fs::fstat(&inner).map_err(open_error)?;
+        let no_disk = |what: &'static str| {
+            Err(StorageError::new(Operation::Open, StorageErrorKind::Invalid).with_detail(what))
+        };
+        let mut fixed_len = None;
+        let mut identity = FileIdentity {
+            device: stat.st_dev,
+            inode: Some(stat.st_ino),
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            FileType::BlockDevice => {
+                let end = retry_on_intr(|| rustix::fs::seek(&inner, SeekFrom::End(0)));
+                fixed_len = Some(end.map_err(open_error)?);
+                identity = FileIdentity {
+                    device: stat.st_rdev,
+                    inode: None,
+                };
+            }
+            FileType::Directory => return no_disk("it is a directory"),
+            FileType::Fifo => return no_disk("it is a pipe"),
+            FileType::Socket => return no_disk("it is a socket"),
+            FileType::CharacterDevice => return no_disk("it is a character device"),
+            _ => return no_disk("it is neither a regular file nor a block device"),
+        }
+        Ok(Self {
+            inner,
+            path: None,
+            identity,
+            writable,
+            fixed_len,
+            lost_writes: AtomicBool::new(false),
+            cannot: super::zero::Cannot::default(),
+        })
+    }
+}

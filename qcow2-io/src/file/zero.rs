@@ -1,0 +1,137 @@
+//! Zeros and holes without buffers, as far as the file system can.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
+
+use crate::storage::check_end;
+use crate::{File, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags};
+
+/// What this file system was found not to do, so that it is asked only once.
+#[derive(Debug, Default)]
+pub(super) struct Cannot {
+    punch: AtomicBool,
+    zero: AtomicBool,
+}
+
+/// How many zeros are written at once.
+const CHUNK: u64 = 1 << 20;
+
+enum Outcome {
+    Done,
+    Unsupported,
+}
+
+impl File {
+    /// Gives back the part of a range that lies within the file.
+    pub(super) fn punch(&self, range: &Range<u64>) -> Result<()> {
+        let end = range.end.min(self.len()?);
+        if range.start >= end {
+            return Ok(());
+        }
+        match self.punch_within(Operation::Discard, range.start..end)? {
+            Outcome::Done => Ok(()),
+            Outcome::Unsupported => Err(self.cannot_punch(Operation::Discard)),
+        }
+    }
+
+    /// Makes a range read as zeros, growing the file when it ends past it.
+    pub(super) fn zero(&self, range: &Range<u64>, flags: ZeroFlags) -> Result<()> {
+        let operation = Operation::WriteZeroes;
+        let len = self.len()?;
+        if self.fixed_len.is_some() && range.end > len {
+            return Err(self
+                .fail(operation, StorageErrorKind::NoSpace)
+                .with_detail(format!("the block device ends at {len:#x}")));
+        }
+        if flags.contains(ZeroFlags::MAY_UNMAP) {
+            let end = range.end.min(len);
+            let punched = if range.start < end {
+                self.punch_within(operation, range.start..end)?
+            } else {
+                Outcome::Done
+            };
+            if matches!(punched, Outcome::Done) {
+                return if range.end > len {
+                    self.grow(range.end)
+                } else {
+                    Ok(())
+                };
+            }
+        }
+        if let Outcome::Done = self.zero_within(operation, range)? {
+            return Ok(());
+        }
+        if flags.contains(ZeroFlags::NO_FALLBACK) {
+            return Err(self
+                .fail(operation, StorageErrorKind::Unsupported)
+                .with_detail("the file system can't zero a range"));
+        }
+        self.write_zero_bytes(range)
+    }
+
+    /// Makes the file at least `end` long. The last byte is written rather than the length set: another thread may have grown
+    /// the file further since it was looked at, and setting the length would cut that off.
+    fn grow(&self, end: u64) -> Result<()> {
+        self.write_at(&[0], end.saturating_sub(1))
+    }
+
+    fn punch_within(&self, operation: Operation, range: Range<u64>) -> Result<Outcome> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.allocate(operation, flags, &self.cannot.punch, &range)
+    }
+
+    fn zero_within(&self, operation: Operation, range: &Range<u64>) -> Result<Outcome> {
+        self.allocate(
+            operation,
+            FallocateFlags::ZERO_RANGE,
+            &self.cannot.zero,
+            range,
+        )
+    }
+
+    fn allocate(
+        &self,
+        operation: Operation,
+        flags: FallocateFlags,
+        cannot: &AtomicBool,
+        range: &Range<u64>,
+    ) -> Result<Outcome> {
+        if cannot.load(Ordering::Relaxed) {
+            return Ok(Outcome::Unsupported);
+        }
+        let len = check_end(operation, 0, range.end.saturating_sub(range.start))?;
+        match retry_on_intr(|| fallocate(&self.inner, flags, range.start, len)) {
+            Ok(()) => Ok(Outcome::Done),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                cannot.store(true, Ordering::Relaxed);
+                Ok(Outcome::Unsupported)
+            }
+            // A block device takes only whole sectors; buffers do for the rest.
+            Err(Errno::INVAL) if self.fixed_len.is_some() => Ok(Outcome::Unsupported),
+            Err(errno) => Err(self.fail_io(operation, errno)),
+        }
+    }
+
+    fn cannot_punch(&self, operation: Operation) -> StorageError {
+        self.fail(operation, StorageErrorKind::Unsupported)
+            .with_detail("the file system can't punch holes")
+    }
+
+    fn write_zero_bytes(&self, range: &Range<u64>) -> Result<()> {
+        let longest = range.end.saturating_sub(range.start).min(CHUNK);
+        let zeros = vec![0; usize::try_from(longest).unwrap_or(0)];
+        let mut position = range.start;
+        while position < range.end {
+            let len = range.end.saturating_sub(position).min(CHUNK);
+            let part = zeros
+                .get(..usize::try_from(len).unwrap_or(0))
+                .unwrap_or_default();
+            self.write_at(part, position)?;
+            position = position.saturating_add(len);
+        }
+        Ok(())
+    }
+}

@@ -137,10 +137,6 @@ impl L2Entry {
     }
 
     /// Subclusters that read as zero, one bit each.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a 64-bit word shifted by 32 fits"
-    )]
     pub const fn zero_subclusters(self) -> u32 {
         (self.bitmap >> 32) as u32
     }

@@ -22,7 +22,7 @@ impl<'a> L2Table<'a> {
 
     /// Entries in the table.
     pub const fn len(self) -> usize {
-        self.bytes.len() / if self.extended { 16 } else { 8 }
+        self.bytes.len() >> if self.extended { 4 } else { 3 }
     }
 
     /// Whether there is no entry.

@@ -12,12 +12,15 @@ extern crate std;
 
 mod addr;
 pub mod geometry;
+pub mod header;
 mod l1;
 pub mod l2;
+pub mod raw;
 mod refcount;
 
 pub use addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use geometry::{Geometry, GeometryError};
+pub use header::{Header, HeaderError, HeaderErrorKind};
 pub use l1::L1Entry;
 pub use l2::{ClusterKind, CompressedExtent, EntryRules, L2Entry};
 pub use refcount::{RefcountBlock, RefcountTableEntry, set_refcount};

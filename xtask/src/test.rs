@@ -102,12 +102,8 @@ fn runner(nextest: bool, extra: &[String]) -> Command {
 /// Says what is missing and what that costs.
 fn report_missing(tools: &[&str]) {
     let tools = tools.join(" and ");
-    match count_tests_that_need_qemu() {
-        Some(count) => {
-            println!("{tools} missing: {count} tests that compare with QEMU skip themselves")
-        }
-        None => println!("{tools} missing: tests that compare with QEMU skip themselves"),
-    }
+    let count = count_tests_that_need_qemu().map_or_else(String::new, |count| format!("{count} "));
+    println!("{tools} missing: {count}tests that compare with QEMU skip themselves");
     println!("(Debian and Ubuntu have the tools in the package qemu-utils)");
 }
 

@@ -11,16 +11,25 @@ extern crate alloc;
 extern crate std;
 
 mod addr;
+pub mod bitmap;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod geometry;
 pub mod header;
 mod l1;
 pub mod l2;
+pub mod luks;
 pub mod raw;
 mod refcount;
+pub mod snapshot;
 
 pub use addr::{GuestCluster, GuestOffset, HostCluster, HostOffset};
+pub use bitmap::{BitmapEntry, BitmapError, BitmapTableEntry};
 pub use geometry::{Geometry, GeometryError};
 pub use header::{Header, HeaderError, HeaderErrorKind};
 pub use l1::L1Entry;
 pub use l2::{ClusterKind, CompressedExtent, EntryRules, L2Entry};
+pub use luks::{LuksError, LuksHeader};
 pub use refcount::{RefcountBlock, RefcountTableEntry, set_refcount};
+pub use snapshot::{Snapshot, SnapshotError};

@@ -5,15 +5,25 @@
 #![deny(unsafe_code)]
 
 mod batch;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod conformance;
 mod error;
 mod extent;
+mod faulty;
 mod file;
 mod memory;
+mod null;
+mod slice;
 mod storage;
+mod trace;
 
 pub use batch::{Op, Request};
 pub use error::{Operation, Result, StorageError, StorageErrorKind};
 pub use extent::{Extent, ExtentKind};
+pub use faulty::{Fault, Faulty};
 pub use file::{File, FileIdentity, FileOptions, LockMode};
 pub use memory::Memory;
+pub use null::Null;
+pub use slice::Slice;
 pub use storage::{Limits, MAX_LEN, Storage, ZeroFlags};
+pub use trace::{Event, Trace, replay};

@@ -147,6 +147,28 @@ fn open_error(errno: Errno) -> StorageError {
 }
 
 impl File {
+    /// Takes over an open file: a descriptor passed in, a temporary file. It is not locked, and is written to if it was opened
+    /// so; a file opened with `O_DIRECT` is used that way.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](StorageErrorKind::Invalid) for what is no disk, was opened for appending (positions would mean nothing)
+    /// or can't be read.
+    pub fn from_std(file: fs::File) -> Result<Self> {
+        let status = rustix::fs::fcntl_getfl(&file).map_err(open_error)?;
+        let invalid = |detail| {
+            Err(StorageError::new(Operation::Open, StorageErrorKind::Invalid).with_detail(detail))
+        };
+        if status.contains(OFlags::APPEND) {
+            return invalid("a file opened for appending ignores positions");
+        }
+        match status & OFlags::RWMODE {
+            OFlags::RDWR => Self::classify(file, true),
+            mode if mode == OFlags::RDONLY => Self::classify(file, false),
+            _ => invalid("the file was not opened for reading"),
+        }
+    }
+
     /// Finds out what was opened and refuses what is no disk.
     fn classify(inner: fs::File, writable: bool) -> Result<Self> {
         let stat = rustix::fs::fstat(&inner).map_err(open_error)?;

@@ -12,7 +12,7 @@ extern crate std;
 
 mod addr;
 pub mod bitmap;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod geometry;

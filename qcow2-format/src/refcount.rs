@@ -142,11 +142,15 @@ impl<'a> RefcountBlock<'a> {
                 (ones, others)
             }
             0 => {
-                let at = start / 8;
-                let ones = self.bytes.get(at..).and_then(<[u8]>::first_chunk::<8>);
+                let Some(eight) = self
+                    .bytes
+                    .get(start / 8..)
+                    .and_then(<[u8]>::first_chunk::<8>)
+                else {
+                    return self.ones_and_others_slowly(start);
+                };
                 // Least significant bit first is little-endian order over the bytes.
-                let ones =
-                    ones.map_or(0, |b| b.iter().rev().fold(0, |a, b| a << 8 | u64::from(*b)));
+                let ones = eight.iter().rev().fold(0, |a, b| a << 8 | u64::from(*b));
                 (ones, 0)
             }
             _ => self.ones_and_others_slowly(start),

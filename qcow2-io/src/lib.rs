@@ -15,6 +15,7 @@ mod memory;
 mod null;
 mod slice;
 mod storage;
+mod sys;
 mod trace;
 
 pub use batch::{Op, Request};

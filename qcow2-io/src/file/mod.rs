@@ -1,8 +1,11 @@
 //! A host file or block device.
 //!
-//! `mod.rs` holds the type and its [`Storage`] methods, `open` the ways to get one, `transfer` whole reads and writes made of the
-//! system's partial ones, `zero` what needs no buffer.
+//! `mod.rs` holds the type and its [`Storage`] methods, `open` the ways to get one, `lock` what keeps other processes out,
+//! `transfer` whole reads and writes made of the system's partial ones, `direct` those around the page cache, `zero` what needs
+//! no buffer.
 
+mod direct;
+mod lock;
 mod open;
 mod transfer;
 mod zero;
@@ -12,7 +15,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use rustix::fd::OwnedFd;
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, retry_on_intr};
 
@@ -23,6 +28,7 @@ use crate::{
     ZeroFlags,
 };
 
+use self::direct::Direct;
 pub use self::open::{FileOptions, LockMode};
 
 /// A host file or block device as a storage.
@@ -36,6 +42,10 @@ pub struct File {
     writable: bool,
     /// Length of a block device; `None` for a regular file, whose length changes.
     fixed_len: Option<u64>,
+    /// How to go around the page cache, if that was asked for.
+    direct: Option<Direct>,
+    /// The directory in which the file was created, until a flush has made its name durable.
+    new_in: Mutex<Option<OwnedFd>>,
     /// A flush has failed: the system may have dropped writes and won't report it again.
     lost_writes: AtomicBool,
     /// What the file system was found not to do.
@@ -103,6 +113,19 @@ impl File {
             .with_detail("the file was opened read-only"))
     }
 
+    /// Makes the name of a new file durable: bytes that nobody finds are lost, too.
+    fn flush_name(&self) -> Result<()> {
+        let mut new_in = self.new_in.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(directory) = &*new_in {
+            match retry_on_intr(|| rustix::fs::fsync(directory)) {
+                // Some file systems know no sync of directories.
+                Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => *new_in = None,
+                Err(errno) => return Err(self.fail_io(Operation::Flush, errno)),
+            }
+        }
+        Ok(())
+    }
+
     fn seek(&self, to: SeekFrom) -> rustix::io::Result<u64> {
         retry_on_intr(|| rustix::fs::seek(&self.inner, to))
     }
@@ -113,27 +136,39 @@ impl Storage for File {
         if let Some(len) = self.fixed_len {
             return Ok(len);
         }
-        let stat =
-            rustix::fs::fstat(&self.inner).map_err(|errno| self.fail_io(Operation::Len, errno))?;
-        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+        // An unaligned direct write makes the file too long for a moment.
+        let _gate = self.direct.as_ref().map(Direct::together);
+        direct::file_len(&self.inner).map_err(|errno| self.fail_io(Operation::Len, errno))
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
         let len = total_len(bufs);
         check_end(Operation::Read, offset, len).map_err(|error| self.name(error))?;
-        transfer::read_vectored(&self.inner, bufs, offset)
-            .map_err(|errno| self.fail_io(Operation::Read, errno).at(offset, len))
+        let result = match &self.direct {
+            None => transfer::read_vectored(&self.inner, bufs, offset),
+            Some(direct) => direct.read(&self.inner, bufs, offset, len),
+        };
+        result.map_err(|errno| self.fail_io(Operation::Read, errno).at(offset, len))
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
         let len = total_len(bufs);
         check_end(Operation::Write, offset, len).map_err(|error| self.name(error))?;
         self.check_writable(Operation::Write, offset, len)?;
-        transfer::write_vectored(&self.inner, bufs, offset)
-            .map_err(|errno| self.fail_io(Operation::Write, errno).at(offset, len))
+        let result = match &self.direct {
+            None => transfer::write_vectored(&self.inner, bufs, offset),
+            Some(direct) => {
+                let is_device = self.fixed_len.is_some();
+                direct.write(&self.inner, is_device, bufs, offset, len)
+            }
+        };
+        result.map_err(|errno| self.fail_io(Operation::Write, errno).at(offset, len))
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if self.direct.is_some() {
+            return self.read_vectored_at(&mut [IoSliceMut::new(buf)], offset);
+        }
         let len = buf.len() as u64;
         check_end(Operation::Read, offset, len).map_err(|error| self.name(error))?;
         transfer::read(&self.inner, buf, offset)
@@ -141,6 +176,9 @@ impl Storage for File {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        if self.direct.is_some() {
+            return self.write_vectored_at(&[IoSlice::new(buf)], offset);
+        }
         let len = buf.len() as u64;
         check_end(Operation::Write, offset, len).map_err(|error| self.name(error))?;
         self.check_writable(Operation::Write, offset, len)?;
@@ -180,7 +218,8 @@ impl Storage for File {
         retry_on_intr(|| rustix::fs::fdatasync(&self.inner)).map_err(|errno| {
             self.lost_writes.store(true, Ordering::Release);
             self.fail_io(Operation::Flush, errno)
-        })
+        })?;
+        self.flush_name()
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
@@ -195,6 +234,7 @@ impl Storage for File {
                 .at(0, len)
                 .with_detail(format!("a block device keeps its length of {fixed} bytes")));
         }
+        let _gate = self.direct.as_ref().map(Direct::together);
         retry_on_intr(|| rustix::fs::ftruncate(&self.inner, len))
             .map_err(|errno| self.fail_io(Operation::SetLen, errno).at(0, len))
     }
@@ -234,7 +274,9 @@ impl Storage for File {
     }
 
     fn limits(&self) -> Limits {
+        let alignment = self.direct.as_ref().map_or(1, Direct::block);
         Limits {
+            alignment,
             max_transfer: transfer::MAX as u64,
             ..Limits::default()
         }

@@ -2,11 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::direct::Direct;
+use super::lock::{self, Access};
 use super::{File, FileIdentity};
 use crate::{Operation, Result, Storage, StorageError, StorageErrorKind};
 
@@ -68,7 +72,9 @@ impl FileOptions {
         self
     }
 
-    /// Whether to bypass the host's page cache (`O_DIRECT`).
+    /// Whether to bypass the host's page cache (`O_DIRECT`). Requests need no alignment; aligned ones are faster (see
+    /// [`Limits::alignment`](crate::Limits::alignment)). Opening fails with [`Unsupported`](StorageErrorKind::Unsupported) where the
+    /// file system can't; there is no silent fallback.
     #[must_use]
     pub fn direct(mut self, direct: bool) -> Self {
         self.direct = direct;
@@ -82,7 +88,7 @@ impl FileOptions {
         self
     }
 
-    /// Whether to read beside a writer in another process. Excludes `write`.
+    /// Whether to read beside a writer in another process, whose changes then show at any moment. Excludes `write`.
     #[must_use]
     pub fn force_share(mut self, force_share: bool) -> Self {
         self.force_share = force_share;
@@ -103,25 +109,80 @@ impl FileOptions {
 
     fn open_path(&self, path: &Path) -> Result<File> {
         self.check()?;
+        let (fd, created) = self.open_or_create(path)?;
+        let opened = self.set_up(fs::File::from(fd));
+        match opened {
+            Ok(mut file) => {
+                file.path = Some(path.to_owned());
+                if created {
+                    file.new_in = Mutex::new(directory_of(path));
+                }
+                Ok(file)
+            }
+            Err(error) => {
+                if created {
+                    // Nobody asked for an empty file that can't be used. If it can't be removed either, the first error says more.
+                    let _ = rustix::fs::unlink(path);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The descriptor, and whether the file is new.
+    fn open_or_create(&self, path: &Path) -> Result<(OwnedFd, bool)> {
+        // A pipe would block without NONBLOCK.
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         flags |= if self.write {
             OFlags::RDWR
         } else {
             OFlags::RDONLY
         };
-        if self.create || self.create_new {
-            flags |= OFlags::CREATE;
-        }
-        if self.create_new {
-            flags |= OFlags::EXCL;
-        }
         let mode = Mode::from_raw_mode(0o666);
-        let fd = retry_on_intr(|| rustix::fs::open(path, flags, mode)).map_err(open_error)?;
-        let mut file = File::classify(fs::File::from(fd), self.write)?;
-        file.path = Some(path.to_owned());
-        // A pipe would have blocked without it; a disk doesn't need it.
-        let status = rustix::fs::fcntl_getfl(&file.inner).map_err(open_error)?;
-        rustix::fs::fcntl_setfl(&file.inner, status - OFlags::NONBLOCK).map_err(open_error)?;
+        let open = |more| retry_on_intr(|| rustix::fs::open(path, flags | more, mode));
+        let exclusive = OFlags::CREATE | OFlags::EXCL;
+        if self.create_new {
+            return open(exclusive).map(|fd| (fd, true)).map_err(open_error);
+        }
+        match open(OFlags::empty()) {
+            Err(Errno::NOENT) if self.create => {}
+            result => return result.map(|fd| (fd, false)).map_err(open_error),
+        }
+        match open(exclusive) {
+            // Somebody else created it in between, or the name is a link to a file that is missing.
+            Err(Errno::EXIST) => open(OFlags::CREATE)
+                .map(|fd| (fd, false))
+                .map_err(open_error),
+            result => result.map(|fd| (fd, true)).map_err(open_error),
+        }
+    }
+
+    /// Does what must be done before a file may be used: nothing of it is changed before the lock is held.
+    fn set_up(&self, inner: fs::File) -> Result<File> {
+        let mut file = File::classify(inner, self.write)?;
+        let mut status = rustix::fs::fcntl_getfl(&file.inner).map_err(open_error)?;
+        status.remove(OFlags::NONBLOCK);
+        rustix::fs::fcntl_setfl(&file.inner, status).map_err(open_error)?;
+        if self.lock == LockMode::Qemu {
+            let access = match (self.write, self.force_share) {
+                (true, _) => Access::Write,
+                (false, false) => Access::Read,
+                (false, true) => Access::ReadShared,
+            };
+            lock::take(&file.inner, access)?;
+        }
+        if self.direct {
+            rustix::fs::fcntl_setfl(&file.inner, status | OFlags::DIRECT).map_err(|errno| {
+                let error = open_error(errno);
+                if errno != Errno::INVAL {
+                    return error;
+                }
+                error
+                    .with_kind(StorageErrorKind::Unsupported)
+                    .with_detail("the file system does no direct I/O")
+            })?;
+            file.direct = Some(Direct::discover(&file.inner, file.fixed_len.is_some())?);
+        }
         if self.truncate && file.fixed_len.is_none() {
             file.set_len(0)?;
         }
@@ -140,6 +201,16 @@ impl FileOptions {
         }
         Ok(())
     }
+}
+
+/// The directory that holds `path`, to be synced later; `None` when it may be written to but not read.
+fn directory_of(path: &Path) -> Option<OwnedFd> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::CLOEXEC | OFlags::DIRECTORY | OFlags::RDONLY;
+    retry_on_intr(|| rustix::fs::open(parent, flags, Mode::empty())).ok()
 }
 
 fn open_error(errno: Errno) -> StorageError {
@@ -163,10 +234,14 @@ impl File {
             return invalid("a file opened for appending ignores positions");
         }
         match status & OFlags::RWMODE {
-            OFlags::RDWR => Self::classify(file, true),
-            mode if mode == OFlags::RDONLY => Self::classify(file, false),
-            _ => invalid("the file was not opened for reading"),
+            OFlags::RDWR | OFlags::RDONLY => {}
+            _ => return invalid("the file was not opened for reading"),
         }
+        let mut file = Self::classify(file, status.contains(OFlags::RDWR))?;
+        if status.contains(OFlags::DIRECT) {
+            file.direct = Some(Direct::discover(&file.inner, file.fixed_len.is_some())?);
+        }
+        Ok(file)
     }
 
     /// Finds out what was opened and refuses what is no disk.
@@ -202,6 +277,8 @@ impl File {
             identity,
             writable,
             fixed_len,
+            direct: None,
+            new_in: Mutex::new(None),
             lost_writes: AtomicBool::new(false),
             cannot: super::zero::Cannot::default(),
         })

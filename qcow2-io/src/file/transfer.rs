@@ -12,7 +12,7 @@ use rustix::io::{Errno, Result, pread, preadv, pwrite, pwritev, retry_on_intr};
 pub(super) const MAX: usize = 0x7fff_0000;
 
 /// The most buffers one call takes.
-const MAX_BUFS: usize = 1024;
+pub(super) const MAX_BUFS: usize = 1024;
 
 pub(super) fn read(file: &File, buf: &mut [u8], offset: u64) -> Result<()> {
     let mut rest = buf;

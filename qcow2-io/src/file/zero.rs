@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::direct::Direct;
 use crate::storage::check_end;
 use crate::{File, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags};
 
@@ -103,7 +104,10 @@ impl File {
             return Ok(Outcome::Unsupported);
         }
         let len = check_end(operation, 0, range.end.saturating_sub(range.start))?;
-        match retry_on_intr(|| fallocate(&self.inner, flags, range.start, len)) {
+        let gate = self.direct.as_ref().map(Direct::together);
+        let result = retry_on_intr(|| fallocate(&self.inner, flags, range.start, len));
+        drop(gate);
+        match result {
             Ok(()) => Ok(Outcome::Done),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 cannot.store(true, Ordering::Relaxed);

@@ -15,6 +15,14 @@ fn a_buffered_file_conforms() {
 }
 
 #[test]
+fn a_direct_file_conforms() {
+    let options = FileOptions::new().write(true).create_new(true).direct(true);
+    if crate::direct_io_works() {
+        conformance::run(|| Box::new(temporary(&options)));
+    }
+}
+
+#[test]
 fn an_unlocked_file_conforms() {
     let options = FileOptions::new()
         .write(true)

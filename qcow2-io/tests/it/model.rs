@@ -231,6 +231,13 @@ proptest! {
     }
 
     #[test]
+    fn a_direct_file_equals_the_model(steps in prop::collection::vec(step(), 1..40)) {
+        if crate::direct_io_works() {
+            judge(&file(&FileOptions::new().write(true).create(true).direct(true)), &steps);
+        }
+    }
+
+    #[test]
     fn a_slice_equals_the_model(offset in 0..10_000u64, steps in prop::collection::vec(step(), 1..60)) {
         judge(&Slice::new(Memory::new(), offset, 4 * REACH).unwrap(), &steps);
     }

@@ -42,6 +42,8 @@ pub struct File {
     writable: bool,
     /// Length of a block device; `None` for a regular file, whose length changes.
     fixed_len: Option<u64>,
+    /// What zeroing and punching ask offsets and lengths to be multiples of: the sector of a block device, 1 in a regular file.
+    sector: u64,
     /// How to go around the page cache, if that was asked for.
     direct: Option<Direct>,
     /// The directory in which the file was created, until a flush has made its name durable.

@@ -250,7 +250,7 @@ impl File {
         let no_disk = |what: &'static str| {
             Err(StorageError::new(Operation::Open, StorageErrorKind::Invalid).with_detail(what))
         };
-        let mut fixed_len = None;
+        let (mut fixed_len, mut sector) = (None, 1);
         let mut identity = FileIdentity {
             device: stat.st_dev,
             inode: Some(stat.st_ino),
@@ -260,6 +260,9 @@ impl File {
             FileType::BlockDevice => {
                 let end = retry_on_intr(|| rustix::fs::seek(&inner, SeekFrom::End(0)));
                 fixed_len = Some(end.map_err(open_error)?);
+                sector = rustix::fs::ioctl_blksszget(&inner)
+                    .map_err(open_error)?
+                    .max(1);
                 identity = FileIdentity {
                     device: stat.st_rdev,
                     inode: None,
@@ -277,6 +280,7 @@ impl File {
             identity,
             writable,
             fixed_len,
+            sector: sector.into(),
             direct: None,
             new_in: Mutex::new(None),
             lost_writes: AtomicBool::new(false),

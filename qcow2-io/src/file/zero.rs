@@ -32,9 +32,11 @@ impl File {
         if range.start >= end {
             return Ok(());
         }
-        match self.punch_within(Operation::Discard, range.start..end)? {
-            Outcome::Done => Ok(()),
-            Outcome::Unsupported => Err(self.cannot_punch(Operation::Discard)),
+        let range = range.start..end;
+        let sectors = self.whole_sectors(&range);
+        match self.punch_within(Operation::Discard, &sectors)? {
+            Outcome::Done => self.write_edges(&range, &sectors),
+            Outcome::Unsupported => Err(self.cannot(Operation::Discard, "punch holes")),
         }
     }
 
@@ -47,30 +49,36 @@ impl File {
                 .fail(operation, StorageErrorKind::NoSpace)
                 .with_detail(format!("the block device ends at {len:#x}")));
         }
+        let sectors = self.whole_sectors(range);
         if flags.contains(ZeroFlags::MAY_UNMAP) {
-            let end = range.end.min(len);
-            let punched = if range.start < end {
-                self.punch_within(operation, range.start..end)?
-            } else {
-                Outcome::Done
-            };
-            if matches!(punched, Outcome::Done) {
-                return if range.end > len {
-                    self.grow(range.end)
-                } else {
-                    Ok(())
-                };
+            let inside = sectors.start.min(len)..sectors.end.min(len);
+            if let Outcome::Done = self.punch_within(operation, &inside)? {
+                if range.end > len {
+                    self.grow(range.end)?;
+                }
+                return self.write_edges(range, &sectors);
             }
         }
-        if let Outcome::Done = self.zero_within(operation, range)? {
-            return Ok(());
+        if let Outcome::Done = self.zero_within(operation, &sectors)? {
+            return self.write_edges(range, &sectors);
         }
         if flags.contains(ZeroFlags::NO_FALLBACK) {
-            return Err(self
-                .fail(operation, StorageErrorKind::Unsupported)
-                .with_detail("the file system can't zero a range"));
+            return Err(self.cannot(operation, "zero a range"));
         }
         self.write_zero_bytes(range)
+    }
+
+    /// The whole sectors of a range: all that a block device zeroes or punches. In a regular file that is all of it.
+    fn whole_sectors(&self, range: &Range<u64>) -> Range<u64> {
+        let start = range.start.next_multiple_of(self.sector).min(range.end);
+        let end = range.end.saturating_sub(range.end % self.sector).max(start);
+        start..end
+    }
+
+    /// Writes zeros to what a range has beyond its whole sectors.
+    fn write_edges(&self, range: &Range<u64>, sectors: &Range<u64>) -> Result<()> {
+        self.write_zero_bytes(&(range.start..sectors.start))?;
+        self.write_zero_bytes(&(sectors.end..range.end))
     }
 
     /// Makes the file at least `end` long. The last byte is written rather than the length set: another thread may have grown
@@ -79,9 +87,9 @@ impl File {
         self.write_at(&[0], end.saturating_sub(1))
     }
 
-    fn punch_within(&self, operation: Operation, range: Range<u64>) -> Result<Outcome> {
+    fn punch_within(&self, operation: Operation, range: &Range<u64>) -> Result<Outcome> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        self.allocate(operation, flags, &self.cannot.punch, &range)
+        self.allocate(operation, flags, &self.cannot.punch, range)
     }
 
     fn zero_within(&self, operation: Operation, range: &Range<u64>) -> Result<Outcome> {
@@ -100,6 +108,9 @@ impl File {
         cannot: &AtomicBool,
         range: &Range<u64>,
     ) -> Result<Outcome> {
+        if range.is_empty() {
+            return Ok(Outcome::Done);
+        }
         if cannot.load(Ordering::Relaxed) {
             return Ok(Outcome::Unsupported);
         }
@@ -113,15 +124,13 @@ impl File {
                 cannot.store(true, Ordering::Relaxed);
                 Ok(Outcome::Unsupported)
             }
-            // A block device takes only whole sectors; buffers do for the rest.
-            Err(Errno::INVAL) if self.fixed_len.is_some() => Ok(Outcome::Unsupported),
             Err(errno) => Err(self.fail_io(operation, errno)),
         }
     }
 
-    fn cannot_punch(&self, operation: Operation) -> StorageError {
+    fn cannot(&self, operation: Operation, what: &str) -> StorageError {
         self.fail(operation, StorageErrorKind::Unsupported)
-            .with_detail("the file system can't punch holes")
+            .with_detail(format!("the file system can't {what}"))
     }
 
     fn write_zero_bytes(&self, range: &Range<u64>) -> Result<()> {

@@ -8,6 +8,8 @@
 
 /// Every backend and wrapper passes the contract's suite.
 mod conformance;
+/// Block devices, where the machine lets us make one.
+mod device;
 /// Opening: what is refused, what is created, what a file tells about itself.
 mod file;
 /// Locks, between handles of this crate and against a running QEMU.

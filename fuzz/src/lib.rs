@@ -1,1 +1,71 @@
-//! Fuzz targets.
+//! The fuzz targets as values: what each one runs, and the inputs it starts from.
+//!
+//! `fuzz_targets/` has one program a target, each a single call, for libFuzzer. The same calls stand here in [`TARGETS`], so
+//! that `cargo xtask fuzz` can seed them and a plain `cargo test` can replay every input that ever broke one.
+
+pub mod seeds;
+
+/// One fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Name of the program in `fuzz_targets/`, of its corpus and of its folder in `regressions/`.
+    pub name: &'static str,
+    /// What it feeds the input to, in one sentence.
+    pub about: &'static str,
+    /// The longest input worth trying; bytes.
+    pub max_len_bytes: usize,
+    /// Takes any bytes; returns unless there is a defect.
+    pub run: fn(&[u8]),
+    /// Sound inputs to start from, each with a name that is unique in its target.
+    pub seeds: fn() -> Vec<Seed>,
+}
+
+/// An input to start from.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// Becomes part of the file's name: lower-case letters, digits and hyphens.
+    pub name: String,
+    /// The input itself.
+    pub bytes: Vec<u8>,
+}
+
+impl Seed {
+    fn new(name: impl Into<String>, bytes: Vec<u8>) -> Self {
+        Self {
+            name: name.into(),
+            bytes,
+        }
+    }
+}
+
+/// Every target, in the order in which they run.
+pub const TARGETS: [Target; 4] = [
+    Target {
+        name: "header",
+        about: "Decodes a header with its extensions and backing name, and encodes it again.",
+        max_len_bytes: 8 << 10,
+        run: qcow2_format::fuzzing::header,
+        seeds: seeds::header,
+    },
+    Target {
+        name: "refcount_block",
+        about: "Reads and writes refcounts of every width in one block, against each other.",
+        max_len_bytes: 4 << 10,
+        run: qcow2_format::fuzzing::refcount_block,
+        seeds: seeds::refcount_block,
+    },
+    Target {
+        name: "tables",
+        about: "Decodes snapshot tables and bitmap directories, and encodes them again.",
+        max_len_bytes: 16 << 10,
+        run: qcow2_format::fuzzing::tables,
+        seeds: seeds::tables,
+    },
+    Target {
+        name: "luks",
+        about: "Decodes a LUKS1 header and judges its areas and parameters.",
+        max_len_bytes: 4 << 10,
+        run: qcow2_format::fuzzing::luks,
+        seeds: seeds::luks,
+    },
+];

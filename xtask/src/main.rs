@@ -10,6 +10,7 @@
 )]
 
 mod cargo;
+mod fuzz;
 mod test;
 
 use std::process::ExitCode;
@@ -27,11 +28,13 @@ struct Cli {
 /// What can be asked for; the help text of each stands on its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Fuzz(fuzz::Args),
     Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
     };
     outcome.unwrap_or_else(|error| {

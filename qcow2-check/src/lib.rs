@@ -1,1 +1,34 @@
-//! qcow2-check
+//! Is a qcow2 image consistent?
+//!
+//! [`check`] reads an image's metadata, in parallel and through nothing but [`Storage`](qcow2_io::Storage), and gives a
+//! [`Report`]: the counts and the verdict of `qemu-img check`, and findings that go beyond it. [`audit`] adds what is
+//! dangerous about an image. Neither opens what an image names, nor writes, nor trusts a field: time and memory follow
+//! what the file holds, not what it claims.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod bitmaps;
+mod blocks;
+mod check;
+mod code;
+mod compare;
+mod copied;
+mod finding;
+mod image;
+mod load;
+mod owners;
+mod reader;
+mod refmap;
+mod report;
+mod run;
+mod snapshots;
+mod walk;
+
+pub use check::{audit, check};
+pub use code::Code;
+pub use finding::{ByteRange, Finding, Place, Severity, Structure};
+pub use owners::{ClusterOwners, Owner, owners};
+pub use report::{Counts, Report, Verdict};
+pub use run::{Monitor, Options, Phase};
+
+pub(crate) use run::Run;

@@ -1,0 +1,117 @@
+//! Reading metadata: zeros past the end, holes found once and skipped afterwards, bytes counted.
+
+use std::collections::BTreeMap;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use qcow2_io::{ExtentKind, Storage, StorageError};
+
+/// Zero tables met before the storage is asked where its holes are. Sound images have few.
+const ZERO_TABLES: u64 = 16;
+/// Holes remembered.
+const HOLES_MAX: usize = 1 << 16;
+
+/// Reads an image's metadata.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    storage: &'a dyn Storage,
+    len: u64,
+    read: AtomicU64,
+    zero_tables: AtomicU64,
+    any_hole: AtomicBool,
+    holes: RwLock<BTreeMap<u64, u64>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(storage: &'a dyn Storage) -> Result<Self, StorageError> {
+        Ok(Self {
+            storage,
+            len: storage.len()?,
+            read: AtomicU64::new(0),
+            zero_tables: AtomicU64::new(0),
+            any_hole: AtomicBool::new(false),
+            holes: RwLock::new(BTreeMap::new()),
+        })
+    }
+
+    /// Length of the file in bytes when the check began.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(crate) fn storage(&self) -> &'a dyn Storage {
+        self.storage
+    }
+
+    /// Bytes read up to now.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Fills `buf` from `offset` on, with zeros past the end of the file.
+    pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), StorageError> {
+        let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let (inside, outside) = buf.split_at_mut(left.min(buf.len()));
+        outside.fill(0);
+        if inside.is_empty() {
+            return Ok(());
+        }
+        self.read.fetch_add(inside.len() as u64, Ordering::Relaxed);
+        self.storage.read_at(inside, offset)
+    }
+
+    /// Whether a table is known to read as zero without reading it.
+    pub(crate) fn is_known_zero(&self, offset: u64, len: u64) -> bool {
+        if offset >= self.len {
+            return true;
+        }
+        if !self.any_hole.load(Ordering::Relaxed) {
+            return false;
+        }
+        let end = offset.saturating_add(len).min(self.len);
+        self.known_hole_end(offset)
+            .is_some_and(|hole_end| hole_end >= end)
+    }
+
+    /// End of the known hole that a byte lies in.
+    fn known_hole_end(&self, offset: u64) -> Option<u64> {
+        let holes = self.holes.read().ok()?;
+        holes
+            .range(..=offset)
+            .next_back()
+            .map(|(_, end)| *end)
+            .filter(|end| *end > offset)
+    }
+
+    /// Says that a table read as zero. After some of them the storage is asked for the hole it lies in, so that what an
+    /// image claims to keep in a hole costs a look and no reading.
+    pub(crate) fn met_zero_table(&self, offset: u64) {
+        if self.zero_tables.fetch_add(1, Ordering::Relaxed) < ZERO_TABLES
+            || offset >= self.len
+            || self.known_hole_end(offset).is_some()
+        {
+            return;
+        }
+        let Ok(extents) = self.storage.extents(offset..self.len, 1) else {
+            return;
+        };
+        if let Some(hole) = extents.first().filter(|e| e.kind != ExtentKind::Data) {
+            if let Ok(mut holes) = self.holes.write() {
+                if holes.len() < HOLES_MAX {
+                    holes.insert(offset, offset.saturating_add(hole.len));
+                    self.any_hole.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// Whether all bytes are zero.
+#[inline]
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    blocks
+        .iter()
+        .all(|block| block.iter().fold(0, |a, b| a | b) == 0)
+        && rest.iter().all(|b| *b == 0)
+}

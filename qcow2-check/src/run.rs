@@ -1,0 +1,196 @@
+//! One run of the checker: its options, its threads, and where findings go.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::report::{Collector, Counts};
+use crate::{Code, Finding, Severity};
+
+/// A part of the check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum Phase {
+    /// Header, snapshot table, bitmap directory, L1 tables.
+    Tables,
+    /// The reference walk over all L2 tables.
+    References,
+    /// Refcount blocks against references.
+    Refcounts,
+    /// Exact places of what the other phases only counted.
+    Details,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tables => "tables",
+            Self::References => "references",
+            Self::Refcounts => "refcounts",
+            Self::Details => "details",
+        })
+    }
+}
+
+/// Watches a check, and may end it. Called from any of the check's threads.
+pub trait Monitor: Sync {
+    /// A phase begins that will read about `bytes` bytes.
+    fn phase(&self, phase: Phase, bytes: u64) {
+        _ = (phase, bytes);
+    }
+
+    /// `bytes` bytes of metadata have been read since the check began.
+    fn progress(&self, bytes: u64) {
+        _ = bytes;
+    }
+
+    /// A finding that will be in the report; each as soon as its place in the order is known.
+    fn finding(&self, finding: &Finding) {
+        _ = finding;
+    }
+
+    /// Whether the check should end as soon as it can. Its report tells of the part done, and that it was cancelled.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// How to check.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Threads to work with; 0 means one for each core.
+    pub threads: usize,
+    /// Findings kept of each kind. All are counted; this bounds the memory a totally broken image takes.
+    pub max_findings: usize,
+    /// Who watches.
+    pub monitor: Option<&'a dyn Monitor>,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            max_findings: 100,
+            monitor: None,
+        }
+    }
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("threads", &self.threads)
+            .field("max_findings", &self.max_findings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A check under way.
+pub(crate) struct Run<'a> {
+    pub(crate) pool: rayon::ThreadPool,
+    options: &'a Options<'a>,
+    found: Mutex<Collector>,
+    counts: Mutex<Counts>,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(options: &'a Options<'a>) -> Option<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .build()
+            .ok()?;
+        Some(Self {
+            pool,
+            options,
+            found: Mutex::new(Collector::new(options.max_findings)),
+            counts: Mutex::new(Counts::default()),
+        })
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.options.max_findings
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.options.monitor.is_some_and(Monitor::is_cancelled)
+    }
+
+    pub(crate) fn phase(&self, phase: Phase, bytes: u64) {
+        if let Some(monitor) = self.options.monitor {
+            monitor.phase(phase, bytes);
+        }
+    }
+
+    pub(crate) fn progress(&self, bytes: u64) {
+        if let Some(monitor) = self.options.monitor {
+            monitor.progress(bytes);
+        }
+    }
+
+    /// Counts as QEMU counts, and keeps a finding.
+    pub(crate) fn find(&self, finding: Finding) {
+        if finding.code.counted_by_qemu() {
+            let mut counts = self.counts();
+            let of = match finding.severity() {
+                Severity::Error => &mut counts.check_errors,
+                Severity::Leak => &mut counts.leaks,
+                _ => &mut counts.corruptions,
+            };
+            *of = of.saturating_add(finding.count);
+        }
+        self.tell(finding);
+    }
+
+    /// Keeps a finding that is counted elsewhere, or that QEMU does not count.
+    pub(crate) fn tell(&self, finding: Finding) {
+        if let Some(monitor) = self.options.monitor {
+            let copy = finding.clone();
+            if self.found().add(finding) {
+                monitor.finding(&copy);
+            }
+        } else {
+            self.found().add(finding);
+        }
+    }
+
+    /// Takes over the findings of a unit of work, whose counts are added elsewhere.
+    pub(crate) fn append(&self, found: Collector) {
+        self.found().append(found, |finding| {
+            if let Some(monitor) = self.options.monitor {
+                monitor.finding(finding);
+            }
+        });
+    }
+
+    /// How many findings of a kind there are up to now.
+    pub(crate) fn total(&self, code: Code) -> u64 {
+        self.found().total(code)
+    }
+
+    /// How many findings of a severity there are up to now.
+    pub(crate) fn total_of(&self, severity: Severity) -> u64 {
+        Code::ALL
+            .iter()
+            .filter(|code| code.severity() == severity)
+            .fold(0, |sum, code| sum.saturating_add(self.total(*code)))
+    }
+
+    pub(crate) fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn found(&self) -> MutexGuard<'_, Collector> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn finish(self) -> (Counts, Collector) {
+        (
+            self.counts
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
+            self.found
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}

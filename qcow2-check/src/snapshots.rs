@@ -1,0 +1,263 @@
+//! The snapshot table: which trees there are besides the active one.
+
+use std::collections::HashSet;
+
+use qcow2_format::header::{MAX_SNAPSHOTS, Version};
+use qcow2_format::snapshot::{MAX_TABLE_BYTES, MIN_EXTRA_DATA_LEN_V3};
+use qcow2_format::{Snapshot, SnapshotError};
+
+use crate::image::{Image, MetaRange, Tree};
+use crate::load::entries_in_file;
+use crate::{Code, Finding, Place, Run, Structure};
+
+/// Bytes of the table read at once.
+const READ_BYTES: usize = 256 << 10;
+/// Longest entry that may be right: fixed part, extra data, id, name, padding.
+const ENTRY_BYTES_MAX: usize = 40 + 1024 + 2 * 65535 + 8;
+/// Largest L1 table, in entries.
+const L1_ENTRIES_MAX: u64 = qcow2_format::geometry::MAX_L1_BYTES / 8;
+/// L1 entries of overlapping tables that are walked beyond those there would be without overlap.
+const OVERLAP_ENTRIES_MAX: u64 = 16 << 20;
+/// Clusters that all snapshots' L1 tables together may fill.
+const L1_CLUSTERS_MAX: u64 = 64 << 20;
+
+/// What the checker remembers of a snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotInfo {
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    /// The L1 table may be walked.
+    pub(crate) usable: bool,
+}
+
+/// Reads the snapshot table, adds its ranges and trees to the image. Also tells whether QEMU would stop here.
+pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, bool) {
+    let mut snapshots = Vec::new();
+    let mut fatal = false;
+    let offset = image.header.snapshot_table_offset.get();
+    let count = image.header.snapshot_count;
+    let unreadable = |at: u64, detail: String| {
+        let place = Place::of(Structure::SnapshotTable).at(at, 0);
+        run.find(Finding::new(Code::SnapshotTableUnreadable, place, detail));
+    };
+    let size = image.cluster_size();
+    if count > MAX_SNAPSHOTS {
+        unreadable(
+            60,
+            format!("{count} snapshots, at most {MAX_SNAPSHOTS} are allowed"),
+        );
+        return (snapshots, true);
+    }
+    let end = offset.checked_add(u64::from(count) * 40);
+    if offset % size != 0 || end.is_none_or(|end| i64::try_from(end).is_err()) {
+        unreadable(64, format!("the table would start at {offset:#x}"));
+        return (snapshots, true);
+    }
+    let mut ids = HashSet::new();
+    let mut names = HashSet::new();
+    let mut buffer = vec![0; if count == 0 { 0 } else { READ_BYTES }];
+    let mut base = offset;
+    let mut filled = 0_usize;
+    let mut at = offset;
+    let mut table_len = 0;
+    for number in 0..u64::from(count) {
+        at = at.next_multiple_of(8);
+        let ahead = usize::try_from(at - base).unwrap_or(usize::MAX);
+        if filled.saturating_sub(ahead) < ENTRY_BYTES_MAX {
+            base = at;
+            filled = buffer.len();
+            if let Err(error) = image.reader.read(&mut buffer, base) {
+                unreadable(at, format!("can't be read: {error}"));
+                fatal = true;
+                break;
+            }
+        }
+        let from = usize::try_from(at - base).unwrap_or(usize::MAX);
+        let (snapshot, len) = match Snapshot::decode(buffer.get(from..).unwrap_or_default()) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                let place = Place::of(Structure::SnapshotTable).at(at, 40).entry(number);
+                run.find(Finding::new(
+                    Code::SnapshotTableUnreadable,
+                    place,
+                    error.to_string(),
+                ));
+                fatal = true;
+                break;
+            }
+        };
+        at += len as u64;
+        table_len = at - offset;
+        if table_len > MAX_TABLE_BYTES {
+            let error = SnapshotError::TableTooLarge {
+                found: table_len,
+                limit: MAX_TABLE_BYTES,
+            };
+            unreadable(at, error.to_string());
+            fatal = true;
+            break;
+        }
+        let place = Place::of(Structure::SnapshotTable)
+            .at(at - len as u64, len as u64)
+            .entry(number);
+        fatal |= judge(image, &snapshot, &place, number, run);
+        if snapshot.id.is_empty() || !ids.insert(snapshot.id.clone()) {
+            let detail = format!("id {:?}", String::from_utf8_lossy(&snapshot.id));
+            run.find(Finding::new(Code::SnapshotDuplicate, place.clone(), detail));
+        } else if snapshot.name.is_empty() || !names.insert(snapshot.name.clone()) {
+            let detail = format!("name {:?}", String::from_utf8_lossy(&snapshot.name));
+            run.find(Finding::new(Code::SnapshotDuplicate, place.clone(), detail));
+        }
+        let l1_offset = snapshot.l1_table_offset.get();
+        let usable = l1_offset % size == 0 && u64::from(snapshot.l1_entries) <= L1_ENTRIES_MAX;
+        snapshots.push(SnapshotInfo {
+            l1_offset,
+            l1_entries: snapshot.l1_entries,
+            usable,
+        });
+    }
+    if count > 0 {
+        image.metadata.push(MetaRange {
+            structure: Structure::SnapshotTable,
+            offset,
+            len: table_len,
+            index: None,
+            weight: 1,
+        });
+        if image.rules.external_data {
+            run.find(Finding::new(
+                Code::SnapshotExternal,
+                Place::of(Structure::SnapshotTable).at(offset, table_len),
+                format!("{count} snapshots"),
+            ));
+        }
+    }
+    trees(image, &snapshots, run);
+    (snapshots, fatal)
+}
+
+/// Judges one snapshot. Tells whether QEMU would stop here.
+fn judge(
+    image: &Image<'_>,
+    snapshot: &Snapshot,
+    place: &Place,
+    number: u64,
+    run: &Run<'_>,
+) -> bool {
+    if image.header.version == Version::V3 && snapshot.extra_data.len() < MIN_EXTRA_DATA_LEN_V3 {
+        let detail = format!("{} bytes of extra data", snapshot.extra_data.len());
+        run.find(Finding::new(
+            Code::SnapshotIncomplete,
+            place.clone(),
+            detail,
+        ));
+    }
+    let geometry = image.geometry;
+    let l1_offset = snapshot.l1_table_offset.get();
+    let entries = u64::from(snapshot.l1_entries);
+    let place = place.clone().snapshot(Some(number));
+    if l1_offset % geometry.cluster_size() != 0 {
+        let detail = format!("the L1 table would start at {l1_offset:#x}");
+        run.find(Finding::new(Code::SnapshotL1Invalid, place, detail));
+        return false;
+    }
+    if entries > L1_ENTRIES_MAX {
+        let detail = format!("the L1 table would have {entries} entries");
+        run.find(Finding::new(Code::SnapshotL1Invalid, place, detail));
+        return false;
+    }
+    let disk = snapshot.disk_size().unwrap_or(image.header.virtual_size());
+    let needed = geometry.l1_entries_for(disk);
+    let state = snapshot.vm_state_size().div_ceil(geometry.l2_coverage());
+    let state = if snapshot.vm_state_size() == 0 {
+        0
+    } else {
+        state
+    };
+    if needed.saturating_add(state) > entries {
+        let detail = format!(
+            "disk of {disk} bytes and VM state of {} bytes need {} L1 entries, there are {entries}",
+            snapshot.vm_state_size(),
+            needed.saturating_add(state)
+        );
+        run.find(Finding::new(Code::SnapshotSize, place, detail));
+    }
+    // QEMU gives up on offsets that its signed arithmetic can't hold.
+    entries > 0 && i64::try_from(l1_offset).is_err()
+}
+
+/// Makes trees of the snapshots' L1 tables: one for each distinct table.
+fn trees(image: &mut Image<'_>, snapshots: &[SnapshotInfo], run: &Run<'_>) {
+    let mut tables: Vec<(u64, u32, u64)> = (0_u64..)
+        .zip(snapshots)
+        .filter(|(_, s)| s.usable && s.l1_entries > 0)
+        .map(|(number, s)| (s.l1_offset, s.l1_entries, number))
+        .collect();
+    tables.sort_unstable();
+    let active = (
+        image.header.l1_table_offset.get(),
+        u64::from(image.header.l1_entries),
+    );
+    let mut reached = 0;
+    let mut distinct = if active.1 > 0 { active.1 } else { 0 };
+    let mut walked = distinct;
+    let mut clusters = 0_u64;
+    let mut cut = 0;
+    let mut trees: Vec<Tree> = Vec::new();
+    for same in tables.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+        let Some(&(offset, entries, number)) = same.first() else {
+            continue;
+        };
+        let weight = same.len() as u64;
+        let len = u64::from(entries) * 8;
+        clusters = clusters.saturating_add(image.geometry.clusters_for(len));
+        let in_file = entries_in_file(image, offset, entries);
+        let end = offset.saturating_add(in_file * 8);
+        let new = end.saturating_sub(reached.max(offset)) / 8;
+        reached = reached.max(end);
+        distinct += new;
+        walked += in_file;
+        if walked
+            > distinct
+                .saturating_mul(2)
+                .saturating_add(OVERLAP_ENTRIES_MAX)
+            || clusters > L1_CLUSTERS_MAX
+        {
+            walked -= in_file;
+            cut += weight;
+            continue;
+        }
+        image.metadata.push(MetaRange {
+            structure: Structure::SnapshotL1,
+            offset,
+            len,
+            index: Some(number),
+            weight,
+        });
+        if weight > 1 {
+            let place = Place::of(Structure::SnapshotL1)
+                .at(offset, len)
+                .snapshot(Some(number));
+            let detail = format!("{weight} snapshots have this L1 table");
+            run.find(Finding::new(Code::MetadataOverlap, place, detail));
+        }
+        trees.push(Tree {
+            offset,
+            entries: in_file,
+            active: false,
+            weight,
+            snapshot: Some(number),
+        });
+    }
+    trees.sort_by_key(|tree| tree.snapshot);
+    image.trees.append(&mut trees);
+    if cut > 0 {
+        run.find(Finding::new(
+            Code::CheckLimited,
+            Place::of(Structure::SnapshotL1),
+            format!(
+                "the L1 tables of {cut} snapshots overlap others so much that they were not walked"
+            ),
+        ));
+    }
+}

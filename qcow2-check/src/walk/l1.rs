@@ -1,0 +1,238 @@
+//! Looking through the L1 tables: which L2 tables hang on more than one place of the disk?
+
+use std::collections::BTreeMap;
+
+use qcow2_format::L1Entry;
+
+use super::{TableRef, Window};
+use crate::image::Image;
+use crate::reader::is_zero;
+use crate::refmap::RefMap;
+use crate::{Code, Finding, Place, Run, Structure};
+
+/// What the L1 tables say together.
+#[derive(Debug, Default)]
+pub(crate) struct L1Scan {
+    /// Tables that several groups refer to, sorted by offset. They are walked apart from the groups, once each, with all
+    /// their references as weight: a million references to one table cost no more than one.
+    pub(crate) duplicates: Vec<TableRef>,
+    /// Offsets that are not aligned, sorted; they are treated as duplicates, too.
+    pub(crate) l1_entries: u64,
+}
+
+impl L1Scan {
+    /// Whether a table is walked apart from its groups.
+    pub(crate) fn is_duplicate(&self, offset: u64) -> bool {
+        !self.duplicates.is_empty()
+            && self
+                .duplicates
+                .binary_search_by_key(&offset, |table| table.offset)
+                .is_ok()
+    }
+}
+
+/// Scans all L1 tables, counts references to L2 tables into nothing yet, and finds the duplicates.
+pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
+    let windows = Window::plan(image);
+    let mut seen = RefMap::default();
+    let mut again = Vec::new();
+    let mut scan = L1Scan::default();
+    let mut window = Window::default();
+    let mut group = Vec::new();
+    let bits = image.cluster_bits();
+    for number in 0..windows.count() {
+        if run.is_cancelled() {
+            return scan;
+        }
+        window.load(image, &windows, number, |tree, offset, error| {
+            let place = Place::of(tree).at(offset, 0);
+            run.find(Finding::new(
+                Code::L1Unreadable,
+                place,
+                format!("can't be read: {error}"),
+            ));
+        });
+        for index in window.indices() {
+            window.group(image, index, &mut group);
+            for table in &group {
+                scan.l1_entries = scan.l1_entries.saturating_add(table.weight);
+                let aligned = table.offset.trailing_zeros() >= bits;
+                if !aligned || !seen.insert(table.offset >> bits) {
+                    again.push(table.offset);
+                }
+            }
+        }
+    }
+    again.sort_unstable();
+    // An unaligned table is apart only where it comes a second time.
+    let mut duplicates: Vec<u64> = Vec::new();
+    for pair in again.chunk_by(|a, b| a == b) {
+        if let Some(offset) = pair.first() {
+            let aligned = offset.trailing_zeros() >= bits;
+            if aligned || pair.len() > 1 {
+                duplicates.push(*offset);
+            }
+        }
+    }
+    drop(again);
+    drop(seen);
+    if duplicates.is_empty() {
+        return scan;
+    }
+    scan.duplicates = duplicates
+        .into_iter()
+        .map(|offset| TableRef {
+            offset,
+            l1_index: u64::MAX,
+            ..TableRef::default()
+        })
+        .collect();
+    for number in 0..windows.count() {
+        window.load(image, &windows, number, |_, _, _| {});
+        for index in window.indices() {
+            window.group(image, index, &mut group);
+            for table in &group {
+                let found = scan
+                    .duplicates
+                    .binary_search_by_key(&table.offset, |t| t.offset);
+                let Some(known) = found.ok().and_then(|at| scan.duplicates.get_mut(at)) else {
+                    continue;
+                };
+                if known.l1_index == u64::MAX {
+                    known.l1_index = table.l1_index;
+                    known.snapshot = table.snapshot;
+                }
+                known.weight = known.weight.saturating_add(table.weight);
+                known.active_refs = known.active_refs.saturating_add(table.active_refs);
+                known.active |= table.active;
+            }
+        }
+    }
+    scan
+}
+
+impl Window {
+    /// Loads window `number`: its part of every tree's L1 table.
+    pub(crate) fn load(
+        &mut self,
+        image: &Image<'_>,
+        plan: &super::tables::Plan,
+        number: u64,
+        mut failed: impl FnMut(Structure, u64, &qcow2_io::StorageError),
+    ) {
+        (self.start, self.end) = plan.range(number);
+        let width = usize::try_from(self.end - self.start).unwrap_or(0);
+        self.rows.clear();
+        self.bytes.clear();
+        for (tree_number, tree) in image.trees.iter().enumerate() {
+            let entries = tree.entries.min(self.end).saturating_sub(self.start);
+            let offset = tree.offset.saturating_add(self.start * 8);
+            if entries == 0 || image.reader.is_known_zero(offset, entries * 8) {
+                continue;
+            }
+            let from = self.bytes.len();
+            self.bytes.resize(from + width * 8, 0);
+            let used = usize::try_from(entries * 8).unwrap_or(0);
+            let Some(part) = self.bytes.get_mut(from..from + used) else {
+                continue;
+            };
+            if let Err(error) = image.reader.read(part, offset) {
+                part.fill(0);
+                let structure = if tree.active {
+                    Structure::ActiveL1
+                } else {
+                    Structure::SnapshotL1
+                };
+                failed(structure, offset, &error);
+            }
+            if is_zero(part) {
+                image.reader.met_zero_table(offset);
+                self.bytes.truncate(from);
+            } else {
+                self.rows.push(tree_number);
+            }
+        }
+    }
+
+    /// The L1 indices of the window.
+    pub(crate) fn indices(&self) -> std::ops::Range<u64> {
+        // Nothing to look at where no tree has an entry.
+        if self.rows.is_empty() {
+            self.end..self.end
+        } else {
+            self.start..self.end
+        }
+    }
+
+    /// The row of the active tree, and the offset of its L1 table.
+    pub(crate) fn active_row(&self, image: &Image<'_>) -> Option<(usize, u64)> {
+        self.rows.iter().enumerate().find_map(|(row, number)| {
+            let tree = image.trees.get(*number)?;
+            tree.active.then_some((row, tree.offset))
+        })
+    }
+
+    /// The entry of a row.
+    pub(crate) fn entry(&self, row: usize, index: u64) -> L1Entry {
+        let width = usize::try_from(self.end - self.start).unwrap_or(0);
+        let column = usize::try_from(index - self.start).unwrap_or(usize::MAX);
+        let (words, _) = self.bytes.as_chunks::<8>();
+        L1Entry::from_be_bytes(words.get(row * width + column).copied().unwrap_or_default())
+    }
+
+    /// The tables for an index, each with the trees that have it: a snapshot, or `None` for the active tree.
+    pub(crate) fn trees_by_table(
+        &self,
+        image: &Image<'_>,
+        index: u64,
+    ) -> BTreeMap<u64, Vec<Option<u64>>> {
+        let mut tables = BTreeMap::<u64, Vec<Option<u64>>>::new();
+        for (row, tree_number) in self.rows.iter().enumerate() {
+            let entry = self.entry(row, index);
+            if let (Some(tree), false) = (image.trees.get(*tree_number), entry.is_empty()) {
+                tables
+                    .entry(entry.l2_table().get())
+                    .or_default()
+                    .push(tree.snapshot);
+            }
+        }
+        tables
+    }
+
+    /// The distinct tables that the trees have for an index, in the order of their offsets.
+    pub(crate) fn group(&self, image: &Image<'_>, index: u64, group: &mut Vec<TableRef>) {
+        group.clear();
+        for (row, tree_number) in self.rows.iter().enumerate() {
+            let entry = self.entry(row, index);
+            let Some(tree) = image.trees.get(*tree_number) else {
+                continue;
+            };
+            if entry.is_empty() {
+                continue;
+            }
+            group.push(TableRef {
+                offset: entry.l2_table().get(),
+                weight: tree.weight,
+                active_refs: u64::from(tree.active),
+                active: tree.active,
+                snapshot: tree.snapshot,
+                l1_index: index,
+            });
+        }
+        if group.len() < 2 {
+            return;
+        }
+        // Stable: the first tree that has a table gives it its name.
+        group.sort_by_key(|table| table.offset);
+        group.dedup_by(|later, first| {
+            let same = later.offset == first.offset;
+            if same {
+                first.weight = first.weight.saturating_add(later.weight);
+                first.active_refs += later.active_refs;
+                first.active |= later.active;
+                first.snapshot = first.snapshot.or(later.snapshot);
+            }
+            same
+        });
+    }
+}

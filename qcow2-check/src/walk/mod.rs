@@ -1,0 +1,184 @@
+//! The reference walk: every L1 and L2 table once, in parallel.
+//!
+//! The unit of work is a window of L1 indices. Within it the tables of all trees for one index are walked together: a
+//! cluster may be shared only by trees that map it at the same place of the disk, so whatever may be shared legally meets
+//! here, and is counted with its weight in one stroke. A cluster counted twice otherwise has two owners that may not share.
+
+mod entries;
+mod l1;
+mod merged;
+mod tables;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::image::Image;
+use crate::refmap::RefMap;
+use crate::report::{Collector, Counts};
+use crate::{Code, Place, Run, Structure};
+
+pub(crate) use l1::{L1Scan, scan};
+pub(crate) use tables::Window;
+
+/// An L2 table as one group of L1 entries refers to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TableRef {
+    /// First byte of the table; not always aligned.
+    pub(crate) offset: u64,
+    /// References to it: L1 entries, weighted by their trees.
+    pub(crate) weight: u64,
+    /// Those of the references that are in the active tree.
+    pub(crate) active_refs: u64,
+    /// Whether the active tree has it.
+    pub(crate) active: bool,
+    /// The first snapshot that has it.
+    pub(crate) snapshot: Option<u64>,
+    /// The (first) L1 entry it hangs on.
+    pub(crate) l1_index: u64,
+}
+
+/// What the walk gives.
+#[derive(Debug)]
+pub(crate) struct Walked {
+    pub(crate) map: RefMap,
+    pub(crate) tally: Tally,
+}
+
+/// Sums of a part of the walk; they may be added in any order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) counts: Counts,
+    /// An active entry's COPIED flag does not fit the references met so far.
+    pub(crate) copied_suspect: bool,
+    /// Entries of inactive tables with a stale COPIED flag.
+    pub(crate) stale_copied: u64,
+    /// Active clusters mapped between the end of the disk and the VM state.
+    pub(crate) beyond_disk: u64,
+    /// Active clusters of VM state.
+    pub(crate) vm_state: u64,
+    /// Compressed clusters of an encrypted image.
+    pub(crate) clear_text: u64,
+}
+
+impl Tally {
+    fn absorb(&mut self, other: &Self) {
+        let (a, b) = (&mut self.counts, &other.counts);
+        a.check_errors = a.check_errors.saturating_add(b.check_errors);
+        a.corruptions = a.corruptions.saturating_add(b.corruptions);
+        a.allocated_clusters = a.allocated_clusters.saturating_add(b.allocated_clusters);
+        a.fragmented_clusters = a.fragmented_clusters.saturating_add(b.fragmented_clusters);
+        a.compressed_clusters = a.compressed_clusters.saturating_add(b.compressed_clusters);
+        self.copied_suspect |= other.copied_suspect;
+        self.stale_copied = self.stale_copied.saturating_add(other.stale_copied);
+        self.beyond_disk = self.beyond_disk.saturating_add(other.beyond_disk);
+        self.vm_state = self.vm_state.saturating_add(other.vm_state);
+        self.clear_text = self.clear_text.saturating_add(other.clear_text);
+    }
+}
+
+/// A worker's own state.
+pub(crate) struct Worker<'a, 'i> {
+    pub(crate) image: &'a Image<'i>,
+    pub(crate) map: RefMap,
+    pub(crate) tally: Tally,
+    /// Findings of the unit at hand.
+    pub(crate) found: Collector,
+    pub(crate) buffer: Vec<u8>,
+    /// References to one host cluster by compressed data met one after the other.
+    packed: (u64, u64),
+}
+
+impl<'a, 'i> Worker<'a, 'i> {
+    fn new(image: &'a Image<'i>, limit: usize) -> Self {
+        Self {
+            image,
+            map: RefMap::default(),
+            tally: Tally::default(),
+            found: Collector::new(limit),
+            buffer: Vec::new(),
+            packed: (0, 0),
+        }
+    }
+
+    /// Records a finding that stands for `count` of its kind. Place and words are made only where they are kept.
+    pub(crate) fn find(&mut self, code: Code, count: u64, tell: impl FnOnce() -> (Place, String)) {
+        if code.counted_by_qemu() {
+            let counts = &mut self.tally.counts;
+            match code.severity() {
+                crate::Severity::Error => {
+                    counts.check_errors = counts.check_errors.saturating_add(count)
+                }
+                _ => counts.corruptions = counts.corruptions.saturating_add(count),
+            }
+        }
+        self.found.add_with(code, count, tell);
+    }
+}
+
+/// Walks all trees.
+pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
+    let windows = Window::plan(image);
+    let duplicates = tables::duplicate_units(scan);
+    let units = windows.count().saturating_add(duplicates);
+    let next = AtomicU64::new(0);
+    let pending = Mutex::new(Ordered::default());
+    let parts = run.pool.broadcast(|_| {
+        let mut worker = Worker::new(image, run.limit());
+        loop {
+            let unit = next.fetch_add(1, Ordering::Relaxed);
+            if unit >= units || run.is_cancelled() {
+                break;
+            }
+            if unit < windows.count() {
+                worker.walk_window(&windows, unit, scan);
+            } else {
+                worker.walk_duplicates(scan, unit - windows.count());
+            }
+            worker.flush_packed();
+            let found = std::mem::replace(&mut worker.found, Collector::new(run.limit()));
+            if let Ok(mut pending) = pending.lock() {
+                pending.deliver(unit, found, run);
+            }
+            run.progress(image.reader.bytes_read());
+        }
+        (worker.map, worker.tally)
+    });
+    let mut walked = Walked {
+        map: RefMap::default(),
+        tally: Tally::default(),
+    };
+    for (map, tally) in parts {
+        walked.map.merge(map);
+        walked.tally.absorb(&tally);
+    }
+    walked
+}
+
+/// Brings the findings of units, done in any order, into the units' order.
+#[derive(Debug, Default)]
+pub(crate) struct Ordered {
+    next: u64,
+    waiting: std::collections::BTreeMap<u64, Collector>,
+}
+
+impl Ordered {
+    pub(crate) fn deliver(&mut self, unit: u64, found: Collector, run: &Run<'_>) {
+        self.waiting.insert(unit, found);
+        while let Some(found) = self.waiting.remove(&self.next) {
+            run.append(found);
+            self.next += 1;
+        }
+    }
+}
+
+/// A finding about storage that can't be read.
+pub(crate) fn unreadable(
+    structure: Structure,
+    offset: u64,
+    error: &qcow2_io::StorageError,
+) -> (Place, String) {
+    (
+        Place::of(structure).at(offset, 0),
+        format!("can't be read: {error}"),
+    )
+}

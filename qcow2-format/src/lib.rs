@@ -2,6 +2,7 @@
 //!
 //! Every on-disk structure of qcow2 version 2 and 3, typed and validated, without any I/O: bytes go in, typed facts or
 //! typed errors come out, and encoding gives the same bytes back.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(clippy::arithmetic_side_effects)]

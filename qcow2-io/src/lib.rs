@@ -28,3 +28,8 @@ pub use null::Null;
 pub use slice::Slice;
 pub use storage::{Limits, MAX_LEN, Storage, ZeroFlags};
 pub use trace::{Event, Trace, replay};
+
+/// The examples of the README, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

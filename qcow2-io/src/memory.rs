@@ -320,3 +320,55 @@ fn fill(page: &mut [u8], start: usize, bytes: &[u8]) {
         .expect("a piece lies within its page")
         .copy_from_slice(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terabytes_with_little_data_cost_little() {
+        let memory = Memory::with_len(4 << 40).unwrap();
+        memory.write_at(&[1; 10], (4 << 40) - 5000).unwrap();
+        memory.write_at(&[2; 10], 1 << 40).unwrap();
+        assert_eq!(memory.allocated_bytes(), 2 * PAGE);
+        memory.write_zeroes(0..4 << 40, ZeroFlags::NONE).unwrap();
+        assert_eq!(memory.allocated_bytes(), 0);
+        assert_eq!(memory.len().unwrap(), 4 << 40);
+    }
+
+    #[test]
+    fn the_last_addressable_byte_can_be_written() {
+        let memory = Memory::new();
+        memory.write_at(&[7], crate::MAX_LEN - 1).unwrap();
+        assert_eq!(memory.len().unwrap(), crate::MAX_LEN);
+        let extents = memory.extents(0..crate::MAX_LEN, 9).unwrap();
+        assert_eq!(extents.last().unwrap().end(), crate::MAX_LEN);
+        memory.set_len(1).unwrap();
+        assert_eq!(memory.allocated_bytes(), 0);
+    }
+
+    #[test]
+    fn extents_are_true_to_pages_and_joined() {
+        let memory = Memory::from(vec![0; 5 * PAGE_BYTES]);
+        assert_eq!(memory.allocated_bytes(), 0, "pages of zeros are holes");
+        memory.write_at(&[1; 2 * PAGE_BYTES], PAGE).unwrap();
+        let extents = memory.extents(100..6 * PAGE, 9).unwrap();
+        assert_eq!(
+            extents,
+            [
+                Extent::new(100, PAGE - 100, ExtentKind::Hole),
+                Extent::new(PAGE, 2 * PAGE, ExtentKind::Data),
+                Extent::new(3 * PAGE, 3 * PAGE, ExtentKind::Hole),
+            ]
+        );
+        assert_eq!(memory.extents(100..6 * PAGE, 2).unwrap(), extents[..2]);
+    }
+
+    #[test]
+    fn bytes_go_in_and_come_out() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(10_001).collect();
+        assert_eq!(Memory::from(bytes.clone()).to_vec().unwrap(), bytes);
+        let huge = Memory::with_len(crate::MAX_LEN).unwrap();
+        assert_eq!(huge.to_vec().unwrap_err().kind(), StorageErrorKind::NoSpace);
+    }
+}

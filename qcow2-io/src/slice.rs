@@ -95,6 +95,20 @@ impl<S: Storage> Storage for Slice<S> {
         self.storage.write_vectored_at(bufs, below)
     }
 
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if check_end(Operation::Read, offset, buf.len() as u64)? <= self.len {
+            return self
+                .storage
+                .read_at(buf, self.offset.saturating_add(offset));
+        }
+        self.read_vectored_at(&mut [IoSliceMut::new(buf)], offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let below = self.map(Operation::Write, offset, buf.len() as u64)?;
+        self.storage.write_at(buf, below)
+    }
+
     fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
         let len = check_range(Operation::WriteZeroes, &range)?;
         let start = self.map(Operation::WriteZeroes, range.start, len)?;

@@ -87,7 +87,12 @@ impl<'a> Op<'a> {
         Self::new(Request::Discard { range })
     }
 
-    /// What it asks for. A backend that runs batches itself works on this and then calls [`complete`](Self::complete).
+    /// What it asks for.
+    pub fn request(&self) -> &Request<'a> {
+        &self.request
+    }
+
+    /// What it asks for, with access to the buffers. A backend that runs batches itself works on this and then calls [`complete`](Self::complete).
     pub fn request_mut(&mut self) -> &mut Request<'a> {
         &mut self.request
     }

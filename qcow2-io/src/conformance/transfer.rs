@@ -172,6 +172,7 @@ pub(super) fn huge_offsets_are_errors(storage: &dyn Storage) {
         );
     };
     let len = storage.len().expect("len");
+    assert_zeros(storage, MAX_LEN - 16, 16, "the last bytes there can be");
     let mut buf = [0; 16];
     for offset in [
         MAX_LEN - 15,

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::{Errno, pread, preadv, pwrite, pwritev, retry_on_intr};
 
 use super::transfer;
-use crate::{Operation, Result, StorageError, StorageErrorKind};
+use crate::{MAX_LEN, Operation, Result, StorageError, StorageErrorKind};
 
 /// The longest part of a request that goes through one buffer.
 const CHUNK: u64 = 1 << 20;
@@ -136,6 +136,9 @@ impl Direct {
             return Ok(());
         }
         let end = offset.saturating_add(len);
+        if end.next_multiple_of(self.block) > MAX_LEN {
+            return Err(Errno::FBIG);
+        }
         if !offset.is_multiple_of(self.block) || !end.is_multiple_of(self.block) {
             let _gate = self.alone();
             let old_len = if is_device { u64::MAX } else { file_len(file)? };
@@ -211,6 +214,11 @@ impl Direct {
         buffer: &mut [u8],
         offset: u64,
     ) -> rustix::io::Result<()> {
+        if offset.saturating_add(buffer.len() as u64) > MAX_LEN {
+            // The system refuses a block that ends beyond all files; no file has bytes there.
+            buffer.fill(0);
+            return Ok(());
+        }
         let mut rest = buffer;
         let mut position = offset;
         while !rest.is_empty() {

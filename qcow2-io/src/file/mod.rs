@@ -42,16 +42,16 @@ pub struct File {
     writable: bool,
     /// Length of a block device; `None` for a regular file, whose length changes.
     fixed_len: Option<u64>,
-    /// What zeroing and punching ask offsets and lengths to be multiples of: the sector of a block device, 1 in a regular file.
-    sector: u64,
+    /// What zeroing and punching take offsets and lengths in: whole pages of a block device, bytes of a regular file.
+    unit: u64,
     /// How to go around the page cache, if that was asked for.
     direct: Option<Direct>,
     /// The directory in which the file was created, until a flush has made its name durable.
     new_in: Mutex<Option<OwnedFd>>,
     /// A flush has failed: the system may have dropped writes and won't report it again.
     lost_writes: AtomicBool,
-    /// What the file system was found not to do.
-    cannot: zero::Cannot,
+    /// What is known of the quick ways to zeros.
+    abilities: zero::Abilities,
 }
 
 /// Which file it is, whatever it is called: equal for two handles exactly when they reach the same bytes.
@@ -113,6 +113,22 @@ impl File {
             .fail(operation, StorageErrorKind::ReadOnly)
             .at(offset, len)
             .with_detail("the file was opened read-only"))
+    }
+
+    /// Makes all bytes durable, or fails for good.
+    fn sync(&self) -> Result<()> {
+        if self.lost_writes.load(Ordering::Acquire) {
+            return Err(self
+                .fail(Operation::Flush, StorageErrorKind::Io)
+                .with_detail("an earlier flush failed, so writes before it may be lost"));
+        }
+        if !self.writable {
+            return Ok(());
+        }
+        retry_on_intr(|| rustix::fs::fdatasync(&self.inner)).map_err(|errno| {
+            self.lost_writes.store(true, Ordering::Release);
+            self.fail_io(Operation::Flush, errno)
+        })
     }
 
     /// Makes the name of a new file durable: bytes that nobody finds are lost, too.
@@ -209,18 +225,7 @@ impl Storage for File {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.lost_writes.load(Ordering::Acquire) {
-            return Err(self
-                .fail(Operation::Flush, StorageErrorKind::Io)
-                .with_detail("an earlier flush failed, so writes before it may be lost"));
-        }
-        if !self.writable {
-            return Ok(());
-        }
-        retry_on_intr(|| rustix::fs::fdatasync(&self.inner)).map_err(|errno| {
-            self.lost_writes.store(true, Ordering::Release);
-            self.fail_io(Operation::Flush, errno)
-        })?;
+        self.sync()?;
         self.flush_name()
     }
 
@@ -282,5 +287,21 @@ impl Storage for File {
             max_transfer: transfer::MAX as u64,
             ..Limits::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failed_flush_no_other_succeeds() {
+        let file = File::from_std(tempfile::tempfile().unwrap()).unwrap();
+        file.flush().unwrap();
+        // What a failed fdatasync leaves behind; making one fail takes a broken disk.
+        file.lost_writes.store(true, Ordering::Release);
+        let error = file.flush().unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Io);
+        assert!(error.to_string().contains("earlier flush"), "{error}");
     }
 }

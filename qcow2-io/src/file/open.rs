@@ -250,7 +250,7 @@ impl File {
         let no_disk = |what: &'static str| {
             Err(StorageError::new(Operation::Open, StorageErrorKind::Invalid).with_detail(what))
         };
-        let (mut fixed_len, mut sector) = (None, 1);
+        let (mut fixed_len, mut unit) = (None, 1);
         let mut identity = FileIdentity {
             device: stat.st_dev,
             inode: Some(stat.st_ino),
@@ -260,9 +260,9 @@ impl File {
             FileType::BlockDevice => {
                 let end = retry_on_intr(|| rustix::fs::seek(&inner, SeekFrom::End(0)));
                 fixed_len = Some(end.map_err(open_error)?);
-                sector = rustix::fs::ioctl_blksszget(&inner)
-                    .map_err(open_error)?
-                    .max(1);
+                // Whole pages, too: parts of cached pages would be zeroed even where the device then refuses.
+                let block = u64::from(rustix::fs::ioctl_blksszget(&inner).map_err(open_error)?);
+                unit = block.max(rustix::param::page_size() as u64);
                 identity = FileIdentity {
                     device: stat.st_rdev,
                     inode: None,
@@ -280,11 +280,11 @@ impl File {
             identity,
             writable,
             fixed_len,
-            sector: sector.into(),
+            unit,
             direct: None,
             new_in: Mutex::new(None),
             lost_writes: AtomicBool::new(false),
-            cannot: super::zero::Cannot::default(),
+            abilities: super::zero::Abilities::default(),
         })
     }
 }

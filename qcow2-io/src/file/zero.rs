@@ -10,11 +10,17 @@ use super::direct::Direct;
 use crate::storage::check_end;
 use crate::{File, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags};
 
-/// What this file system was found not to do, so that it is asked only once.
+/// What this file was found to do and not to do, so that it is asked only once.
 #[derive(Debug, Default)]
-pub(super) struct Cannot {
-    punch: AtomicBool,
-    zero: AtomicBool,
+pub(super) struct Abilities {
+    punch: Ability,
+    zero: Ability,
+}
+
+#[derive(Debug, Default)]
+struct Ability {
+    proven: AtomicBool,
+    missing: AtomicBool,
 }
 
 /// How many zeros are written at once.
@@ -33,9 +39,9 @@ impl File {
             return Ok(());
         }
         let range = range.start..end;
-        let sectors = self.whole_sectors(&range);
-        match self.punch_within(Operation::Discard, &sectors)? {
-            Outcome::Done => self.write_edges(&range, &sectors),
+        let units = self.whole_units(&range);
+        match self.punch_within(Operation::Discard, &units)? {
+            Outcome::Done => self.write_edges(&range, &units),
             Outcome::Unsupported => Err(self.cannot(Operation::Discard, "punch holes")),
         }
     }
@@ -49,18 +55,18 @@ impl File {
                 .fail(operation, StorageErrorKind::NoSpace)
                 .with_detail(format!("the block device ends at {len:#x}")));
         }
-        let sectors = self.whole_sectors(range);
+        let units = self.whole_units(range);
         if flags.contains(ZeroFlags::MAY_UNMAP) {
-            let inside = sectors.start.min(len)..sectors.end.min(len);
+            let inside = units.start.min(len)..units.end.min(len);
             if let Outcome::Done = self.punch_within(operation, &inside)? {
                 if range.end > len {
                     self.grow(range.end)?;
                 }
-                return self.write_edges(range, &sectors);
+                return self.write_edges(range, &units);
             }
         }
-        if let Outcome::Done = self.zero_within(operation, &sectors)? {
-            return self.write_edges(range, &sectors);
+        if let Outcome::Done = self.zero_within(operation, &units)? {
+            return self.write_edges(range, &units);
         }
         if flags.contains(ZeroFlags::NO_FALLBACK) {
             return Err(self.cannot(operation, "zero a range"));
@@ -68,17 +74,17 @@ impl File {
         self.write_zero_bytes(range)
     }
 
-    /// The whole sectors of a range: all that a block device zeroes or punches. In a regular file that is all of it.
-    fn whole_sectors(&self, range: &Range<u64>) -> Range<u64> {
-        let start = range.start.next_multiple_of(self.sector).min(range.end);
-        let end = range.end.saturating_sub(range.end % self.sector).max(start);
+    /// The whole units of a range: all that a block device zeroes or punches. In a regular file that is all of it.
+    fn whole_units(&self, range: &Range<u64>) -> Range<u64> {
+        let start = range.start.next_multiple_of(self.unit).min(range.end);
+        let end = range.end.saturating_sub(range.end % self.unit).max(start);
         start..end
     }
 
-    /// Writes zeros to what a range has beyond its whole sectors.
-    fn write_edges(&self, range: &Range<u64>, sectors: &Range<u64>) -> Result<()> {
-        self.write_zero_bytes(&(range.start..sectors.start))?;
-        self.write_zero_bytes(&(sectors.end..range.end))
+    /// Writes zeros to what a range has beyond its whole units.
+    fn write_edges(&self, range: &Range<u64>, units: &Range<u64>) -> Result<()> {
+        self.write_zero_bytes(&(range.start..units.start))?;
+        self.write_zero_bytes(&(units.end..range.end))
     }
 
     /// Makes the file at least `end` long. The last byte is written rather than the length set: another thread may have grown
@@ -89,14 +95,14 @@ impl File {
 
     fn punch_within(&self, operation: Operation, range: &Range<u64>) -> Result<Outcome> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        self.allocate(operation, flags, &self.cannot.punch, range)
+        self.allocate(operation, flags, &self.abilities.punch, range)
     }
 
     fn zero_within(&self, operation: Operation, range: &Range<u64>) -> Result<Outcome> {
         self.allocate(
             operation,
             FallocateFlags::ZERO_RANGE,
-            &self.cannot.zero,
+            &self.abilities.zero,
             range,
         )
     }
@@ -105,23 +111,31 @@ impl File {
         &self,
         operation: Operation,
         flags: FallocateFlags,
-        cannot: &AtomicBool,
+        ability: &Ability,
         range: &Range<u64>,
     ) -> Result<Outcome> {
         if range.is_empty() {
             return Ok(Outcome::Done);
         }
-        if cannot.load(Ordering::Relaxed) {
+        if ability.missing.load(Ordering::Relaxed) {
             return Ok(Outcome::Unsupported);
+        }
+        if self.fixed_len.is_some() && !ability.proven.load(Ordering::Relaxed) {
+            // The system drops the cached pages of a block device before it finds that the device can't: what was written to them
+            // must have arrived by then.
+            self.sync()?;
         }
         let len = check_end(operation, 0, range.end.saturating_sub(range.start))?;
         let gate = self.direct.as_ref().map(Direct::together);
         let result = retry_on_intr(|| fallocate(&self.inner, flags, range.start, len));
         drop(gate);
         match result {
-            Ok(()) => Ok(Outcome::Done),
+            Ok(()) => {
+                ability.proven.store(true, Ordering::Relaxed);
+                Ok(Outcome::Done)
+            }
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                cannot.store(true, Ordering::Relaxed);
+                ability.missing.store(true, Ordering::Relaxed);
                 Ok(Outcome::Unsupported)
             }
             Err(errno) => Err(self.fail_io(operation, errno)),

@@ -250,3 +250,36 @@ fn a_file_system_without_direct_io_is_told_and_leaves_no_file() {
         Err(error) => assert_eq!(error.kind(), StorageErrorKind::Unsupported, "{error}"),
     }
 }
+
+#[test]
+fn what_the_file_system_can_not_address_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    for direct in [false, true] {
+        if direct && !crate::direct_io_works() {
+            return;
+        }
+        let options = FileOptions::new().write(true).create(true).direct(direct);
+        let file = options.open(dir.path().join("disk")).unwrap();
+        // Far beyond what any common file system holds, except those that hold all of 63 bits; these must then keep it.
+        for (offset, len) in [
+            (1 << 62, 512),
+            ((1 << 62) + 77, 10),
+            (qcow2_io::MAX_LEN - 10, 10),
+        ] {
+            match file.write_at(&vec![1; len], offset) {
+                Ok(()) => assert_eq!(file.len().unwrap(), offset + len as u64),
+                Err(error) => {
+                    assert_eq!(error.kind(), StorageErrorKind::OutOfRange, "{error}");
+                    assert!(file.is_empty().unwrap());
+                }
+            }
+            let mut found = vec![7; len];
+            file.read_at(&mut found, offset).unwrap();
+            file.set_len(0).unwrap();
+        }
+        match file.set_len(qcow2_io::MAX_LEN) {
+            Ok(()) => file.set_len(0).unwrap(),
+            Err(error) => assert_eq!(error.kind(), StorageErrorKind::OutOfRange, "{error}"),
+        }
+    }
+}

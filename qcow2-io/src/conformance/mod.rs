@@ -3,6 +3,16 @@
 //! A violated promise panics with a sentence that names it. Storages of fixed length are welcome: what they may refuse is
 //! skipped, the rest holds for them too.
 
+/// Compares bytes and names the first that differs, where a dump of both would hide it.
+macro_rules! assert_bytes {
+    ($found:expr, $expected:expr $(, $($what:tt)+)?) => {{
+        let (found, expected): (&[u8], &[u8]) = (&$found, &$expected);
+        let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
+        assert_eq!(differs, None $(, $($what)+)?);
+        assert_eq!(found.len(), expected.len() $(, $($what)+)?);
+    }};
+}
+
 mod order;
 mod space;
 mod transfer;

@@ -17,7 +17,7 @@ pub(super) fn disjoint_writers_do_not_disturb_each_other(storage: &dyn Storage) 
                     let offset = (round * 4 + lane) * STEP as u64;
                     let data = pattern(offset, STEP);
                     storage.write_at(&data, offset).expect("a write succeeds");
-                    assert_eq!(
+                    assert_bytes!(
                         bytes(storage, offset, STEP),
                         data,
                         "a writer reads its own bytes"
@@ -27,7 +27,7 @@ pub(super) fn disjoint_writers_do_not_disturb_each_other(storage: &dyn Storage) 
         }
     });
     let len = STEP * 4 * usize::try_from(ROUNDS).expect("small");
-    assert_eq!(
+    assert_bytes!(
         bytes(storage, 0, len),
         pattern(0, len),
         "all writes arrived"
@@ -52,7 +52,7 @@ pub(super) fn disjoint_writers_do_not_disturb_each_other(storage: &dyn Storage) 
         len as u64,
         "concurrent growth is exact"
     );
-    assert_eq!(
+    assert_bytes!(
         bytes(storage, 0, len),
         pattern(0, len),
         "concurrent growth loses nothing"
@@ -108,7 +108,7 @@ pub(super) fn a_batch_equals_a_loop(storage: &dyn Storage) {
     assert_eq!([head, tail].concat(), page, "vectored, too");
     assert_eq!(second, odd, "all of it");
     assert_eq!(zeroed, [[1; 100], [0; 100], [1; 100]].concat(), "and zeros");
-    assert_eq!(bytes(storage, 8192, 4096), page, "and a plain read agrees");
+    assert_bytes!(bytes(storage, 8192, 4096), page, "and a plain read agrees");
 }
 
 pub(super) fn flushing_keeps_everything(storage: &dyn Storage) {
@@ -117,6 +117,6 @@ pub(super) fn flushing_keeps_everything(storage: &dyn Storage) {
     let data = pattern(0, 10_000);
     storage.write_at(&data, 77).expect("a write succeeds");
     storage.flush().expect("a flush succeeds");
-    assert_eq!(bytes(storage, 77, 10_000), data);
+    assert_bytes!(bytes(storage, 77, 10_000), data);
     storage.flush().expect("a second flush succeeds");
 }

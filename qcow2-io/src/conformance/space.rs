@@ -25,7 +25,7 @@ pub(super) fn writes_past_the_end_grow(storage: &dyn Storage) {
         .write_at(&[2; 10], 70_000)
         .expect("a write succeeds");
     assert_eq!(storage.len().expect("len"), 70_010);
-    assert_eq!(bytes(storage, 100, 10), [1; 10]);
+    assert_bytes!(bytes(storage, 100, 10), [1; 10]);
     assert_zeros(storage, 110, 69_890, "the gap");
     storage
         .write_at(&[3; 4096], 69_632)
@@ -59,7 +59,7 @@ pub(super) fn zeroed_ranges_read_as_zeros(storage: &dyn Storage) {
                     flags.contains(ZeroFlags::NO_FALLBACK),
                     "zeros can always be written"
                 );
-                assert_eq!(
+                assert_bytes!(
                     bytes(storage, 0, 300_000),
                     data,
                     "a refused request did nothing"
@@ -67,11 +67,11 @@ pub(super) fn zeroed_ranges_read_as_zeros(storage: &dyn Storage) {
                 continue;
             }
         }
-        assert_eq!(
+        assert_bytes!(
             bytes(storage, 0, 5000),
             data.get(..5000).unwrap_or_default()
         );
-        assert_eq!(
+        assert_bytes!(
             bytes(storage, 250_001, 49_999),
             data.get(250_001..).unwrap_or_default()
         );
@@ -93,7 +93,7 @@ pub(super) fn zeroing_past_the_end_grows(storage: &dyn Storage) {
             .write_zeroes(2000..10_001, flags)
             .expect("zeroing succeeds");
         assert_eq!(storage.len().expect("len"), 10_001, "zeroing grows exactly");
-        assert_eq!(bytes(storage, 0, 2000), [9; 2000]);
+        assert_bytes!(bytes(storage, 0, 2000), [9; 2000]);
         assert_zeros(storage, 2000, 8001, "across the end");
         storage
             .write_zeroes(20_000..20_001, flags)
@@ -115,7 +115,7 @@ pub(super) fn discarded_ranges_read_as_zeros(storage: &dyn Storage) {
         Ok(()) => assert_zeros(storage, 5000, 245_001, "a discarded range"),
         Err(error) => {
             assert_eq!(error.kind(), StorageErrorKind::Unsupported, "{error}");
-            assert_eq!(
+            assert_bytes!(
                 bytes(storage, 0, 300_000),
                 data,
                 "a refused request did nothing"
@@ -123,11 +123,11 @@ pub(super) fn discarded_ranges_read_as_zeros(storage: &dyn Storage) {
             return;
         }
     }
-    assert_eq!(
+    assert_bytes!(
         bytes(storage, 0, 5000),
         data.get(..5000).unwrap_or_default()
     );
-    assert_eq!(
+    assert_bytes!(
         bytes(storage, 250_001, 49_999),
         data.get(250_001..).unwrap_or_default()
     );
@@ -157,7 +157,7 @@ pub(super) fn a_cut_storage_grows_back_with_zeros(storage: &dyn Storage) {
         storage.set_len(20_000).expect("growing succeeds");
         assert_eq!(storage.len().expect("len"), 20_000);
         let kept = usize::try_from(cut).unwrap_or(0);
-        assert_eq!(
+        assert_bytes!(
             bytes(storage, 0, kept),
             data.get(..kept).unwrap_or_default()
         );

@@ -67,7 +67,7 @@ pub(super) fn vectored_requests_equal_plain_ones(storage: &dyn Storage) {
     storage
         .write_vectored_at(&bufs, 4095)
         .expect("a vectored write succeeds");
-    assert_eq!(
+    assert_bytes!(
         bytes(storage, 4095, data.len()),
         data,
         "buffers lie one after the other"
@@ -120,7 +120,7 @@ pub(super) fn unaligned_writes_leave_their_neighbours(storage: &dyn Storage) {
             .write_at(&data, offset as u64)
             .expect("a write succeeds");
         expected.splice(offset..offset + len, data);
-        assert_eq!(
+        assert_bytes!(
             bytes(storage, 0, 40_000),
             expected,
             "{len} bytes at {offset} and no others"

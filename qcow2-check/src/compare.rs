@@ -194,7 +194,7 @@ impl<'a, 'i> Worker<'a, 'i> {
                     (BlockRef::Skipped, _) => {}
                     (BlockRef::At(_), Some(bytes)) => self.block(start, bytes),
                     (BlockRef::At(_) | BlockRef::Unreadable, _) => {
-                        self.unreadable(index, block, start, stop)
+                        self.unreadable(index, block, start, stop);
                     }
                 }
             },

@@ -14,6 +14,9 @@ mod code;
 mod compare;
 mod copied;
 mod finding;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod load;
 mod owners;

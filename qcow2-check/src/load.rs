@@ -152,7 +152,7 @@ fn notes(header: &Header, cluster: &[u8], run: &Run<'_>) {
             format!("bits {:#x}", header.autoclear.unknown()),
         );
     }
-    if header.virtual_size_raw % 512 != 0 {
+    if !header.virtual_size_raw.is_multiple_of(512) {
         note(
             Code::SizeUnaligned,
             24,

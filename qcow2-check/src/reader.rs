@@ -95,13 +95,12 @@ impl<'a> Reader<'a> {
         let Ok(extents) = self.storage.extents(offset..self.len, 1) else {
             return;
         };
-        if let Some(hole) = extents.first().filter(|e| e.kind != ExtentKind::Data) {
-            if let Ok(mut holes) = self.holes.write() {
-                if holes.len() < HOLES_MAX {
-                    holes.insert(offset, offset.saturating_add(hole.len));
-                    self.any_hole.store(true, Ordering::Relaxed);
-                }
-            }
+        if let Some(hole) = extents.first().filter(|e| e.kind != ExtentKind::Data)
+            && let Ok(mut holes) = self.holes.write()
+            && holes.len() < HOLES_MAX
+        {
+            holes.insert(offset, offset.saturating_add(hole.len));
+            self.any_hole.store(true, Ordering::Relaxed);
         }
     }
 }

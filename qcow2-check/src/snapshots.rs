@@ -49,7 +49,7 @@ pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, 
         return (snapshots, true);
     }
     let end = offset.checked_add(u64::from(count) * 40);
-    if offset % size != 0 || end.is_none_or(|end| i64::try_from(end).is_err()) {
+    if !offset.is_multiple_of(size) || end.is_none_or(|end| i64::try_from(end).is_err()) {
         unreadable(64, format!("the table would start at {offset:#x}"));
         return (snapshots, true);
     }
@@ -156,7 +156,7 @@ fn judge(
     let l1_offset = snapshot.l1_table_offset.get();
     let entries = u64::from(snapshot.l1_entries);
     let place = place.clone().snapshot(Some(number));
-    if l1_offset % geometry.cluster_size() != 0 {
+    if !l1_offset.is_multiple_of(geometry.cluster_size()) {
         let detail = format!("the L1 table would start at {l1_offset:#x}");
         run.find(Finding::new(Code::SnapshotL1Invalid, place, detail));
         return false;

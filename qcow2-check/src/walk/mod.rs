@@ -106,7 +106,7 @@ impl<'a, 'i> Worker<'a, 'i> {
             let counts = &mut self.tally.counts;
             match code.severity() {
                 crate::Severity::Error => {
-                    counts.check_errors = counts.check_errors.saturating_add(count)
+                    counts.check_errors = counts.check_errors.saturating_add(count);
                 }
                 _ => counts.corruptions = counts.corruptions.saturating_add(count),
             }

@@ -1,0 +1,62 @@
+//! What the fuzz targets call, beside the code so that a plain test can replay their inputs.
+
+use qcow2_format::HostOffset;
+use qcow2_io::{Memory, Storage};
+
+use crate::{Options, Severity, audit, owners};
+
+/// Audits arbitrary bytes as an image. The last eight bytes say how much longer than its content the file is and which
+/// cluster's owners to name, so that far references can lie inside the file, too.
+///
+/// # Panics
+///
+/// If the report depends on the number of threads, or keeps more than it may.
+pub fn image(data: &[u8]) {
+    let Some((content, head)) = data.split_last_chunk::<8>() else {
+        return;
+    };
+    let [shift, factor, rest @ ..] = *head;
+    let storage = Memory::from(content.to_vec());
+    let longer = u64::from(factor) << (shift % 40);
+    if storage
+        .set_len((content.len() as u64).saturating_add(longer))
+        .is_err()
+    {
+        return;
+    }
+    let one = Options {
+        threads: 1,
+        max_findings: 5,
+        monitor: None,
+    };
+    let two = Options { threads: 2, ..one };
+    let report = audit(&storage, &one);
+    let again = audit(&storage, &two);
+    assert_eq!(report.counts, again.counts, "counts depend on threads");
+    assert_eq!(report.totals, again.totals, "totals depend on threads");
+    assert_eq!(
+        report.findings, again.findings,
+        "findings depend on threads"
+    );
+    for (code, total) in &report.totals {
+        let kept = report
+            .findings
+            .iter()
+            .filter(|finding| finding.code == *code);
+        assert!(kept.clone().count() <= 5, "{code} is kept too often");
+        assert!(
+            kept.map(|finding| finding.count)
+                .fold(0, u64::saturating_add)
+                <= *total
+        );
+    }
+    if report.verdict() == crate::Verdict::Sound {
+        assert_eq!(report.total_of(Severity::Corruption), 0);
+    }
+    let offset = rest
+        .iter()
+        .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    if let Ok(found) = owners(&storage, HostOffset::new(offset), &one) {
+        assert!(found.owners.len() <= 64);
+    }
+}

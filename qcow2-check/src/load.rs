@@ -28,38 +28,32 @@ pub(crate) struct Loaded<'a> {
 /// # Errors
 ///
 /// The finding that ends the check.
-pub(crate) fn header(reader: &Reader<'_>) -> Result<(Header, Vec<HeaderError>, Vec<u8>), Finding> {
-    let place = Place::of(Structure::Header).at(0, 0);
-    let unreadable = |error: StorageError| {
-        Finding::new(
-            Code::HeaderUnreadable,
-            place.clone(),
-            format!("can't be read: {error}"),
-        )
+fn header(reader: &Reader<'_>) -> Result<(Header, Vec<HeaderError>, Vec<u8>), Box<Finding>> {
+    let ends = |code, at, detail: String| {
+        Box::new(Finding::new(
+            code,
+            Place::of(Structure::Header).at(at, 0),
+            detail,
+        ))
+    };
+    let unreadable =
+        |error: StorageError| ends(Code::HeaderUnreadable, 0, format!("can't be read: {error}"));
+    let refused = |error: HeaderError| {
+        let code = match error {
+            HeaderError::UnknownIncompatible { .. } => Code::FeatureUnknown,
+            _ => Code::HeaderUnreadable,
+        };
+        ends(code, error.offset(), format!("{}: {error}", error.field()))
     };
     if reader.len() == 0 {
-        return Err(Finding::new(
-            Code::HeaderUnreadable,
-            place,
-            "the file is empty",
-        ));
+        return Err(ends(Code::HeaderUnreadable, 0, "the file is empty".into()));
     }
     let mut prefix = vec![0; PREFIX_LEN];
     reader.read(&mut prefix, 0).map_err(unreadable)?;
-    let len = Header::probe(&prefix).map_err(|error| refused(&error))?;
-    let mut cluster = vec![0; len];
+    let mut cluster = vec![0; Header::probe(&prefix).map_err(refused)?];
     reader.read(&mut cluster, 0).map_err(unreadable)?;
-    let (header, defects) = Header::decode_for_check(&cluster).map_err(|error| refused(&error))?;
+    let (header, defects) = Header::decode_for_check(&cluster).map_err(refused)?;
     Ok((header, defects, cluster))
-}
-
-fn refused(error: &HeaderError) -> Finding {
-    let code = match error {
-        HeaderError::UnknownIncompatible { .. } => Code::FeatureUnknown,
-        _ => Code::HeaderUnreadable,
-    };
-    let place = Place::of(Structure::Header).at(error.offset(), 0);
-    Finding::new(code, place, format!("{}: {error}", error.field()))
 }
 
 /// Reads everything but L1 tables, L2 tables and refcounts.
@@ -79,7 +73,7 @@ pub(crate) fn load<'a>(storage: &'a dyn Storage, run: &Run<'_>) -> Option<Loaded
     let (header, defects, cluster) = match header(&reader) {
         Ok(read) => read,
         Err(finding) => {
-            run.find(finding);
+            run.find(*finding);
             return None;
         }
     };

@@ -91,13 +91,11 @@ impl Default for Directory {
 
 #[inline]
 fn split(cluster: u64) -> (u64, usize) {
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
     let page = (cluster / PAGE_CLUSTERS) as usize % DIRECTORY_PAGES;
     (cluster / PAGE_CLUSTERS / DIRECTORY_PAGES as u64, page)
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
 fn within(cluster: u64) -> usize {
     (cluster % PAGE_CLUSTERS) as usize
 }
@@ -304,29 +302,24 @@ impl RefMap {
     /// Clusters with owners that may not share them, ascending.
     pub(crate) fn conflicts(&self) -> impl Iterator<Item = u64> + '_ {
         self.page_numbers().flat_map(move |number| {
-            let conflict = self
-                .page(number)
-                .and_then(|p| p.more.as_ref())
-                .map(|m| m.conflict);
-            bits(number * PAGE_CLUSTERS, conflict)
+            let more = self.page(number).and_then(|page| page.more.as_ref());
+            let conflict = more.into_iter().flat_map(|more| more.conflict);
+            (0_u64..)
+                .zip(conflict)
+                .flat_map(move |(word, bits)| set_bits(number * PAGE_CLUSTERS + word * 64, bits))
         })
     }
 }
 
-fn bits(base: u64, words: Option<Words>) -> impl Iterator<Item = u64> {
-    words
-        .into_iter()
-        .flatten()
-        .zip((base..).step_by(64))
-        .flat_map(|(mut word, base)| {
-            std::iter::from_fn(move || {
-                (word != 0).then(|| {
-                    let bit = u64::from(word.trailing_zeros());
-                    word &= word - 1;
-                    base + bit
-                })
-            })
+/// The clusters whose bits are set in the word for the 64 from `base` on.
+fn set_bits(base: u64, mut word: u64) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        (word != 0).then(|| {
+            let bit = u64::from(word.trailing_zeros());
+            word &= word - 1;
+            base + bit
         })
+    })
 }
 
 impl Directory {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::PAGE_CLUSTERS;
+/// Positions in a page.
+const POSITIONS: usize = 4096;
 
 /// Entries of the sparse form before the dense one is smaller for what it holds.
 const SPARSE_MAX: usize = 512;
@@ -23,7 +24,7 @@ enum Form {
     Empty,
     /// Position and count, sorted by position.
     Sparse(Vec<(u16, u8)>),
-    Dense(Box<[u8; PAGE_CLUSTERS as usize]>),
+    Dense(Box<[u8; POSITIONS]>),
 }
 
 #[expect(
@@ -81,9 +82,9 @@ impl Counts {
         self.dense()[from..to].fill(count as u8);
     }
 
-    fn dense(&mut self) -> &mut [u8; PAGE_CLUSTERS as usize] {
+    fn dense(&mut self) -> &mut [u8; POSITIONS] {
         if !matches!(self.form, Form::Dense(_)) {
-            let mut counts = Box::new([0; PAGE_CLUSTERS as usize]);
+            let mut counts = Box::new([0; POSITIONS]);
             if let Form::Sparse(entries) = &self.form {
                 for (at, count) in entries {
                     counts[usize::from(*at)] = *count;

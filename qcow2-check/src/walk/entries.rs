@@ -126,9 +126,8 @@ impl Worker<'_, '_> {
         sequence: &mut Sequence,
     ) -> bool {
         let image = self.image;
-        let offset = match entry.kind(image.rules) {
-            ClusterKind::Normal(host) => host,
-            _ => return false,
+        let ClusterKind::Normal(offset) = entry.kind(image.rules) else {
+            return false;
         };
         let aligned = image.geometry.is_cluster_aligned(offset);
         if aligned && entry.allocated_subclusters() & entry.zero_subclusters() == 0 {

@@ -140,15 +140,10 @@ impl Fuzzer<'_> {
     fn cargo_fuzz(&self, verb: &str) -> Command {
         let mut command = cargo();
         command
-            .args([
-                "fuzz",
-                verb,
-                "--fuzz-dir",
-                "fuzz",
-                "--target-dir",
-                "target/fuzz",
-            ])
-            .args(["--sanitizer", self.sanitizer])
+            .args(["fuzz", verb, "--fuzz-dir", "fuzz"])
+            // A folder for each: what one sanitizer compiled is of no use to another.
+            .arg(format!("--target-dir=target/fuzz/{}", self.sanitizer))
+            .arg(format!("--sanitizer={}", self.sanitizer))
             // Instrumentation needs compiler flags that only this opens on a stable toolchain.
             .env("RUSTC_BOOTSTRAP", "1")
             .stdin(Stdio::null());

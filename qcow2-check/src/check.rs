@@ -71,6 +71,7 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     let walked = walk::walk(image, &scan, run);
     map.merge(walked.map);
     let tally = walked.tally;
+    let scattered = scan.scattered || walked.scattered;
     {
         let mut counts = run.counts();
         counts.check_errors = counts
@@ -81,6 +82,12 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
         counts.compressed_clusters = tally.counts.compressed_clusters;
         counts.fragmented_clusters = tally.counts.fragmented_clusters;
         counts.total_clusters = image.geometry.clusters_for(image.header.virtual_size());
+    }
+    if scattered {
+        let place = Place::of(Structure::L2Table);
+        let detail = "references are scattered so widely that they can't be kept in memory";
+        run.find(Finding::new(Code::CheckLimited, place, detail));
+        return false;
     }
     let blocks = blocks::load(image, &mut map, run);
     let complete = loaded.defects.iter().all(|defect| !defect.is_refused())
@@ -100,7 +107,7 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     run.phase(Phase::Details, 0);
     let conflicts = map.conflicts().next().is_some();
     if tally.copied_suspect || conflicts || !scan.duplicates.is_empty() || !compared.is_equal() {
-        let wrong = copied::check(image, &scan, &blocks, run);
+        let wrong = copied::check(image, &map, &scan, &blocks, run);
         let mut counts = run.counts();
         counts.corruptions = counts.corruptions.saturating_add(wrong);
     }

@@ -17,9 +17,18 @@ use crate::report::Collector;
 use crate::walk::{L1Scan, Ordered, TableRef, Window};
 use crate::{Code, Place, Run, Structure};
 
+/// Refcounts behind the end of the file that are looked up; there are none in sound images.
+const LOOKUPS_MAX: u64 = 1000;
+
 /// Compares the flags of all active entries. Gives the number of wrong ones.
-pub(crate) fn check(image: &Image<'_>, scan: &L1Scan, blocks: &Blocks, run: &Run<'_>) -> u64 {
-    let facts = Facts::load(image, blocks, run);
+pub(crate) fn check(
+    image: &Image<'_>,
+    map: &RefMap,
+    scan: &L1Scan,
+    blocks: &Blocks,
+    run: &Run<'_>,
+) -> u64 {
+    let facts = Facts::load(image, map, blocks);
     let plan = Window::plan(image);
     let units = plan.count() + 1;
     let next = AtomicU64::new(0);
@@ -57,69 +66,83 @@ pub(crate) fn check(image: &Image<'_>, scan: &L1Scan, blocks: &Blocks, run: &Run
 }
 
 /// What the refcounts on disk say.
-struct Facts {
-    /// Clusters whose refcount is exactly 1.
+struct Facts<'a, 'i> {
+    image: &'a Image<'i>,
+    blocks: &'a Blocks,
+    /// Clusters with references.
+    referenced: &'a RefMap,
+    /// Those of them whose refcount is exactly 1.
     ones: RefMap,
     /// Stretches of the refcount table whose block can't be read, ascending.
     unreadable: Vec<u64>,
     block_bits: u32,
+    /// Refcounts of clusters without counted references looked up one by one.
+    lookups: AtomicU64,
 }
 
-impl Facts {
-    fn load(image: &Image<'_>, blocks: &Blocks, run: &Run<'_>) -> Self {
-        let mut facts = Self {
-            ones: RefMap::default(),
-            unreadable: Vec::new(),
-            block_bits: image.geometry.refcount_block_bits(),
-        };
-        // Whatever an active entry leads to, and so is asked for, lies below this.
-        let entries_end = qcow2_format::geometry::HOST_OFFSET_LIMIT >> image.cluster_bits();
-        let last = blocks
-            .len()
-            .min((entries_end >> facts.block_bits).saturating_add(1));
+impl<'a, 'i> Facts<'a, 'i> {
+    fn load(image: &'a Image<'i>, map: &'a RefMap, blocks: &'a Blocks) -> Self {
+        let block_bits = image.geometry.refcount_block_bits();
+        let mut ones = RefMap::default();
+        let mut unreadable = Vec::new();
         let mut buffer = Vec::new();
         read_blocks(
             image,
             blocks,
-            (0, last),
+            (0, blocks.len()),
             &mut buffer,
-            |index, block, bytes| {
-                match (block, bytes) {
-                    (BlockRef::At(_), Some(bytes)) => {
-                        let block = RefcountBlock::new(bytes, image.geometry);
-                        let base = index << facts.block_bits;
-                        for start in (0..block.len()).step_by(64) {
-                            facts
-                                .ones
-                                .insert_word(base + start as u64, block.ones_and_others(start).0);
+            |index, block, bytes| match (block, bytes) {
+                (BlockRef::At(_), Some(bytes)) => {
+                    let block = RefcountBlock::new(bytes, image.geometry);
+                    let base = index << block_bits;
+                    for start in (0..block.len()).step_by(64) {
+                        let at = base + start as u64;
+                        let seen = map.word(at);
+                        if seen != 0 {
+                            ones.insert_word(at, block.ones_and_others(start).0 & seen);
                         }
                     }
-                    (BlockRef::At(_) | BlockRef::Unreadable, _) => facts.unreadable.push(index),
-                    (BlockRef::Absent | BlockRef::Skipped, _) => {}
                 }
-                _ = run;
+                (BlockRef::At(_) | BlockRef::Unreadable, _) => unreadable.push(index),
+                (BlockRef::Absent | BlockRef::Skipped, _) => {}
             },
         );
-        facts
+        Self {
+            image,
+            blocks,
+            referenced: map,
+            ones,
+            unreadable,
+            block_bits,
+            lookups: AtomicU64::new(0),
+        }
     }
 
     /// Whether a cluster's refcount is exactly 1; `None` where it can't be read.
     fn is_one(&self, cluster: u64) -> Option<bool> {
-        if !self.unreadable.is_empty()
-            && self
-                .unreadable
-                .binary_search(&(cluster >> self.block_bits))
-                .is_ok()
-        {
+        let stretch = cluster >> self.block_bits;
+        if !self.unreadable.is_empty() && self.unreadable.binary_search(&stretch).is_ok() {
             return None;
         }
-        Some(self.ones.is_seen(cluster))
+        if self.referenced.is_seen(cluster) {
+            return Some(self.ones.is_seen(cluster));
+        }
+        // An entry whose reference was not counted: it leads past the end.
+        match self.blocks.get(stretch) {
+            BlockRef::At(offset) if self.lookups.fetch_add(1, Ordering::Relaxed) < LOOKUPS_MAX => {
+                let mut bytes = vec![0; self.image.geometry.cluster_len()];
+                self.image.reader.read(&mut bytes, offset).ok()?;
+                let within = usize::try_from(cluster & ((1 << self.block_bits) - 1)).ok()?;
+                Some(RefcountBlock::new(&bytes, self.image.geometry).get(within) == Some(1))
+            }
+            _ => Some(false),
+        }
     }
 }
 
 struct Worker<'a, 'i> {
     image: &'a Image<'i>,
-    facts: &'a Facts,
+    facts: &'a Facts<'a, 'i>,
     wrong: u64,
     found: Collector,
     buffer: Vec<u8>,

@@ -31,6 +31,10 @@ pub fn image(data: &[u8]) {
     };
     let two = Options { threads: 2, ..one };
     let report = audit(&storage, &one);
+    if report.total(crate::Code::CheckLimited) > 0 {
+        // Where the check was cut off depends on the threads.
+        return;
+    }
     let again = audit(&storage, &two);
     assert_eq!(report.counts, again.counts, "counts depend on threads");
     assert_eq!(report.totals, again.totals, "totals depend on threads");

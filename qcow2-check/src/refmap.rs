@@ -11,16 +11,18 @@ use counts::Counts;
 
 mod counts;
 
-/// Clusters in a page.
-pub(crate) const PAGE_CLUSTERS: u64 = 4096;
-const PAGE_WORDS: usize = 64;
-const DIRECTORY_PAGES: usize = 4096;
+/// Clusters in a page: as many as a cache line has bits.
+pub(crate) const PAGE_CLUSTERS: u64 = 512;
+const PAGE_WORDS: usize = 8;
+const DIRECTORY_PAGES: usize = 512;
+/// Bytes that references may take, however widely they are scattered.
+const SCATTERED_BYTES: usize = 96 << 20;
 /// Directories held in a plain array; those above (far references of hostile images) go to a tree.
-const NEAR_DIRECTORIES: u64 = 4096;
+const NEAR_DIRECTORIES: u64 = 1 << 16;
 
 pub(crate) type Words = [u64; PAGE_WORDS];
 
-/// References to 4096 clusters.
+/// References to 512 clusters.
 #[derive(Debug)]
 pub(crate) struct Page {
     /// Clusters with at least one reference.
@@ -73,7 +75,11 @@ pub(crate) enum Sharing {
 #[derive(Debug, Default)]
 pub(crate) struct RefMap {
     near: Vec<Option<Box<Directory>>>,
-    far: BTreeMap<u64, Box<Directory>>,
+    far: BTreeMap<u64, Option<Box<Directory>>>,
+    /// Bytes of memory taken, about.
+    bytes: usize,
+    /// References met, each counted once whatever its weight.
+    references: u64,
 }
 
 #[derive(Debug)]
@@ -118,30 +124,50 @@ impl RefMap {
                 .get(usize::try_from(directory).ok()?)?
                 .as_deref()?
         } else {
-            self.far.get(&directory)?
+            self.far.get(&directory)?.as_deref()?
         };
         directory.pages.get(page)?.as_deref()
     }
 
     #[inline]
     fn page_mut(&mut self, cluster: u64) -> &mut Page {
-        let (directory, page) = split(cluster);
-        let directory = if directory < NEAR_DIRECTORIES {
-            #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
-            let index = directory as usize;
-            if self.near.len() <= index {
-                self.near.resize_with(index + 1, || None);
-            }
-            #[expect(clippy::indexing_slicing, reason = "made long enough above")]
-            self.near[index].get_or_insert_default()
+        let (number, page) = split(cluster);
+        #[expect(clippy::cast_possible_truncation, reason = "only used below 65536")]
+        let index = number as usize;
+        let known = index < self.near.len();
+        #[expect(clippy::indexing_slicing, reason = "compared just before")]
+        let slot = if known {
+            &mut self.near[index]
+        } else if number < NEAR_DIRECTORIES {
+            self.bytes += (index + 1 - self.near.len()) * size_of::<usize>();
+            self.near.resize_with(index + 1, || None);
+            &mut self.near[index]
         } else {
-            self.far.entry(directory).or_default()
+            self.far.entry(number).or_default()
         };
+        let directory = slot.get_or_insert_with(|| {
+            self.bytes += DIRECTORY_PAGES * size_of::<usize>();
+            Box::default()
+        });
         #[expect(
             clippy::indexing_slicing,
             reason = "split() keeps it below the fixed length"
         )]
-        directory.pages[page].get_or_insert_default()
+        directory.pages[page].get_or_insert_with(|| {
+            self.bytes += size_of::<Page>() + 16;
+            Box::default()
+        })
+    }
+
+    /// Bytes of memory taken, about.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether the references are scattered so widely that they take far more memory than a sound image's.
+    pub(crate) fn is_scattered(&self) -> bool {
+        let sane = usize::try_from(self.references / 4).unwrap_or(usize::MAX);
+        self.bytes > SCATTERED_BYTES.saturating_add(sane)
     }
 
     /// Numbers of all pages that exist, ascending.
@@ -149,7 +175,10 @@ impl RefMap {
         let near = (0_u64..)
             .zip(&self.near)
             .filter_map(|(d, dir)| Some((d, dir.as_deref()?)));
-        let far = self.far.iter().map(|(d, dir)| (*d, dir.as_ref()));
+        let far = self
+            .far
+            .iter()
+            .filter_map(|(d, dir)| Some((*d, dir.as_deref()?)));
         near.chain(far).flat_map(|(d, dir)| {
             (0_u64..)
                 .zip(&dir.pages)
@@ -179,7 +208,7 @@ impl RefMap {
             } else {
                 0
             };
-            if let Some(found) = pages.next(first) {
+            if let Some(found) = pages.as_deref().and_then(|pages| pages.next(first)) {
                 return Some(directory * DIRECTORY_PAGES as u64 + found);
             }
         }
@@ -189,10 +218,11 @@ impl RefMap {
     /// Adds `weight` references to a cluster.
     #[inline]
     pub(crate) fn add(&mut self, cluster: u64, weight: u64, sharing: Sharing) {
+        self.references += 1;
         let page = self.page_mut(cluster);
         let at = within(cluster);
         let bit = 1_u64 << (at % 64);
-        #[expect(clippy::indexing_slicing, reason = "12 bits over 64")]
+        #[expect(clippy::indexing_slicing, reason = "a position in a page")]
         let seen = &mut page.seen[at / 64];
         if *seen & bit == 0 && weight == 1 && sharing == Sharing::Exclusive {
             *seen |= bit;
@@ -203,9 +233,10 @@ impl RefMap {
 
     /// Marks a cluster as seen. Tells whether it was not before.
     pub(crate) fn insert(&mut self, cluster: u64) -> bool {
+        self.references += 1;
         let page = self.page_mut(cluster);
         let at = within(cluster);
-        #[expect(clippy::indexing_slicing, reason = "12 bits over 64")]
+        #[expect(clippy::indexing_slicing, reason = "a position in a page")]
         let seen = &mut page.seen[at / 64];
         let bit = 1_u64 << (at % 64);
         let new = *seen & bit == 0;
@@ -216,6 +247,7 @@ impl RefMap {
     /// Adds `weight` references to each of `count` clusters from `first` on, for one exclusive owner each.
     #[inline]
     pub(crate) fn add_run(&mut self, first: u64, count: u64, weight: u64) {
+        self.references = self.references.saturating_add(count);
         let mut cluster = first;
         let end = first.saturating_add(count);
         while cluster < end {
@@ -231,46 +263,49 @@ impl RefMap {
 
     /// The cluster behind the last one with a reference.
     pub(crate) fn end(&self) -> u64 {
+        let Some(number) = self.last_page() else {
+            return 0;
+        };
+        let words = self.page(number).map_or([0; PAGE_WORDS], |page| page.seen);
+        let last = (0_u64..).zip(words).filter(|(_, word)| *word != 0).last();
+        let base = number * PAGE_CLUSTERS;
+        last.map_or(base, |(word, bits)| {
+            base + word * 64 + 64 - u64::from(bits.leading_zeros())
+        })
+    }
+
+    fn last_page(&self) -> Option<u64> {
         let far = self
             .far
             .iter()
             .next_back()
-            .map(|(d, dir)| (*d, dir.as_ref()));
+            .and_then(|(d, dir)| Some((*d, dir.as_deref()?)));
         let near = || {
-            let (d, dir) = (0_u64..)
-                .zip(&self.near)
-                .filter(|(_, dir)| dir.is_some())
-                .last()?;
-            Some((d, dir.as_deref()?))
+            let position = self.near.iter().rposition(Option::is_some)?;
+            Some((position as u64, self.near.get(position)?.as_deref()?))
         };
-        let Some((number, directory)) = far.or_else(near) else {
-            return 0;
-        };
-        let found = (0_u64..)
-            .zip(&directory.pages)
-            .filter(|(_, page)| page.is_some())
-            .last();
-        let Some((page_number, Some(page))) = found else {
-            return 0;
-        };
-        let base = (number * DIRECTORY_PAGES as u64 + page_number) * PAGE_CLUSTERS;
-        let last = (0_u64..)
-            .zip(&page.seen)
-            .filter(|(_, word)| **word != 0)
-            .last();
-        last.map_or(base, |(word, bits)| {
-            base + word * 64 + 64 - u64::from(bits.leading_zeros())
-        })
+        let (number, directory) = far.or_else(near)?;
+        let page = directory.pages.iter().rposition(Option::is_some)?;
+        Some(number * DIRECTORY_PAGES as u64 + page as u64)
     }
 
     /// Marks those of the 64 clusters from `base` on (a multiple of 64) whose bits are set.
     pub(crate) fn insert_word(&mut self, base: u64, bits: u64) {
         if bits != 0 {
             let page = self.page_mut(base);
-            #[expect(clippy::indexing_slicing, reason = "12 bits over 64")]
+            #[expect(clippy::indexing_slicing, reason = "a position in a page")]
             let seen = &mut page.seen[within(base) / 64];
             *seen |= bits;
         }
+    }
+
+    /// Which of the 64 clusters from `base` on (a multiple of 64) have references.
+    #[inline]
+    pub(crate) fn word(&self, base: u64) -> u64 {
+        let page = self.page(base / PAGE_CLUSTERS);
+        page.and_then(|page| page.seen.get(within(base) / 64))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// How many references a cluster has.
@@ -289,7 +324,9 @@ impl RefMap {
         let near = (0_u64..)
             .zip(other.near)
             .filter_map(|(d, dir)| Some((d, dir?)));
-        for (number, directory) in near.chain(other.far) {
+        let far = other.far.into_iter().filter_map(|(d, dir)| Some((d, dir?)));
+        self.references = self.references.saturating_add(other.references);
+        for (number, directory) in near.chain(far) {
             let base = number * DIRECTORY_PAGES as u64;
             for (page_number, page) in (base..).zip(directory.pages) {
                 if let Some(page) = page {
@@ -332,7 +369,7 @@ impl Directory {
 
 #[expect(
     clippy::indexing_slicing,
-    reason = "positions in a page are below 4096, its words 64"
+    reason = "positions in a page are below 512, its words 8"
 )]
 impl Page {
     /// How many references the cluster at `at` has.

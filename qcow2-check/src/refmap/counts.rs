@@ -1,12 +1,12 @@
 //! How often the clusters of one page are referenced, where that is more than once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Positions in a page.
-const POSITIONS: usize = 4096;
+const POSITIONS: usize = 512;
 
 /// Entries of the sparse form before the dense one is smaller for what it holds.
-const SPARSE_MAX: usize = 512;
+const SPARSE_MAX: usize = 64;
 /// In the dense form: the count stands in `large`.
 const LARGE: u8 = u8::MAX;
 
@@ -15,7 +15,7 @@ const LARGE: u8 = u8::MAX;
 pub(super) struct Counts {
     form: Form,
     /// Counts the form has no room for.
-    large: HashMap<u16, u64>,
+    large: BTreeMap<u16, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -29,12 +29,9 @@ enum Form {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "positions are below 4096, counts compared before"
+    reason = "positions are below 512, counts compared before"
 )]
-#[expect(
-    clippy::indexing_slicing,
-    reason = "positions in a page are below 4096"
-)]
+#[expect(clippy::indexing_slicing, reason = "positions in a page are below 512")]
 impl Counts {
     #[inline]
     pub(super) fn get(&self, at: usize) -> u64 {
@@ -73,7 +70,7 @@ impl Counts {
     }
 
     pub(super) fn set_run(&mut self, from: usize, to: usize, count: u64) {
-        if to - from < 64 || count >= u64::from(LARGE) {
+        if to - from < 16 || count >= u64::from(LARGE) {
             for at in from..to {
                 self.set(at, count);
             }

@@ -161,6 +161,7 @@ impl Worker<'_, '_> {
         if inside > 0 {
             self.map
                 .add_run(offset >> image.cluster_bits(), inside, weight);
+            self.bound_memory();
         }
         if inside < count {
             let from = offset + (inside << image.cluster_bits());
@@ -183,6 +184,7 @@ impl Worker<'_, '_> {
             HostRef::Cluster(offset) => {
                 let len = image.cluster_size();
                 let counted = image.count(&mut self.map, offset, len, weight, Sharing::Exclusive);
+                self.bound_memory();
                 (counted, offset, len, Structure::Data)
             }
             HostRef::Packed(offset, len) => {
@@ -225,6 +227,7 @@ impl Worker<'_, '_> {
         let (cluster, weight) = std::mem::take(&mut self.packed);
         if weight > 0 {
             self.map.add(cluster, weight, Sharing::Packed);
+            self.bound_memory();
         }
     }
 

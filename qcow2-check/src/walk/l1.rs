@@ -16,8 +16,10 @@ pub(crate) struct L1Scan {
     /// Tables that several groups refer to, sorted by offset. They are walked apart from the groups, once each, with all
     /// their references as weight: a million references to one table cost no more than one.
     pub(crate) duplicates: Vec<TableRef>,
-    /// Offsets that are not aligned, sorted; they are treated as duplicates, too.
+    /// Entries that lead to a table, weighted by their trees.
     pub(crate) l1_entries: u64,
+    /// The tables are scattered so absurdly that the scan was cut off.
+    pub(crate) scattered: bool,
 }
 
 impl L1Scan {
@@ -41,9 +43,10 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
     let mut group = Vec::new();
     let bits = image.cluster_bits();
     for number in 0..windows.count() {
-        if run.is_cancelled() {
+        if run.is_cancelled() || scan.scattered {
             return scan;
         }
+        scan.scattered = seen.is_scattered();
         window.load(image, &windows, number, |tree, offset, error| {
             let place = Place::of(tree).at(offset, 0);
             run.find(Finding::new(
@@ -56,6 +59,10 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
             window.group(image, index, &mut group);
             for table in &group {
                 scan.l1_entries = scan.l1_entries.saturating_add(table.weight);
+                if table.offset >= image.file_len() {
+                    // Reads as zeros, however often.
+                    continue;
+                }
                 let aligned = table.offset.trailing_zeros() >= bits;
                 if !aligned || !seen.insert(table.offset >> bits) {
                     again.push(table.offset);

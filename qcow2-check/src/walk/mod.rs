@@ -9,13 +9,16 @@ mod l1;
 mod merged;
 mod tables;
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::image::Image;
 use crate::refmap::RefMap;
 use crate::report::{Collector, Counts};
 use crate::{Code, Place, Run, Structure};
+
+/// Bytes of memory that the reference maps of all workers together may take.
+const WORKER_MAPS_BYTES: usize = 16 << 20;
 
 pub(crate) use l1::{L1Scan, scan};
 pub(crate) use tables::Window;
@@ -42,6 +45,8 @@ pub(crate) struct TableRef {
 pub(crate) struct Walked {
     pub(crate) map: RefMap,
     pub(crate) tally: Tally,
+    /// The references were scattered so absurdly that the walk was cut off.
+    pub(crate) scattered: bool,
 }
 
 /// Sums of a part of the walk; they may be added in any order.
@@ -79,6 +84,9 @@ impl Tally {
 /// A worker's own state.
 pub(crate) struct Worker<'a, 'i> {
     pub(crate) image: &'a Image<'i>,
+    shared: &'a Shared,
+    /// Bytes of memory that `map` may take before it is handed over.
+    map_bytes_max: usize,
     pub(crate) map: RefMap,
     pub(crate) tally: Tally,
     /// Findings of the unit at hand.
@@ -89,14 +97,24 @@ pub(crate) struct Worker<'a, 'i> {
 }
 
 impl<'a, 'i> Worker<'a, 'i> {
-    fn new(image: &'a Image<'i>, limit: usize) -> Self {
+    fn new(image: &'a Image<'i>, shared: &'a Shared, limit: usize, threads: usize) -> Self {
         Self {
             image,
+            shared,
+            map_bytes_max: WORKER_MAPS_BYTES / threads.max(1),
             map: RefMap::default(),
             tally: Tally::default(),
             found: Collector::new(limit),
             buffer: Vec::new(),
             packed: (0, 0),
+        }
+    }
+
+    /// Hands the references over if they take too much memory.
+    #[inline]
+    pub(super) fn bound_memory(&mut self) {
+        if self.map.bytes() > self.map_bytes_max {
+            self.shared.take_in(std::mem::take(&mut self.map));
         }
     }
 
@@ -122,11 +140,12 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
     let units = windows.count().saturating_add(duplicates);
     let next = AtomicU64::new(0);
     let pending = Mutex::new(Ordered::default());
+    let shared = Shared::default();
     let parts = run.pool.broadcast(|_| {
-        let mut worker = Worker::new(image, run.limit());
+        let mut worker = Worker::new(image, &shared, run.limit(), run.pool.current_num_threads());
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units || run.is_cancelled() {
+            if unit >= units || run.is_cancelled() || shared.is_scattered() {
                 break;
             }
             if unit < windows.count() {
@@ -143,15 +162,50 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
         }
         (worker.map, worker.tally)
     });
+    let scattered = shared.is_scattered();
     let mut walked = Walked {
-        map: RefMap::default(),
+        map: shared.into_map(),
         tally: Tally::default(),
+        scattered,
     };
     for (map, tally) in parts {
-        walked.map.merge(map);
+        if !walked.scattered {
+            walked.map.merge(map);
+            walked.scattered = walked.map.is_scattered();
+        }
         walked.tally.absorb(&tally);
     }
     walked
+}
+
+/// Where workers put their references when these take too much memory.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    map: Mutex<RefMap>,
+    scattered: AtomicBool,
+}
+
+impl Shared {
+    /// Whether the references are scattered absurdly: then the walk ends.
+    fn is_scattered(&self) -> bool {
+        self.scattered.load(Ordering::Relaxed)
+    }
+
+    fn take_in(&self, map: RefMap) {
+        if self.is_scattered() {
+            return;
+        }
+        let mut shared = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.merge(map);
+        self.scattered
+            .fetch_or(shared.is_scattered(), Ordering::Relaxed);
+    }
+
+    fn into_map(self) -> RefMap {
+        self.map
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Brings the findings of units, done in any order, into the units' order.

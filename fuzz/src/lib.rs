@@ -3,7 +3,7 @@
 //! `fuzz_targets/` has one program a target, each a single call, for libFuzzer. The same calls stand here in [`TARGETS`], so
 //! that `cargo xtask fuzz` can seed them and a plain `cargo test` can replay every input that ever broke one.
 
-pub mod seeds;
+mod seeds;
 
 /// One fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ impl Seed {
 }
 
 /// Every target, in the order in which they run.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target {
         name: "header",
         about: "Decodes a header with its extensions and backing name, and encodes it again.",
@@ -67,5 +67,12 @@ pub const TARGETS: [Target; 4] = [
         max_len_bytes: 4 << 10,
         run: qcow2_format::fuzzing::luks,
         seeds: seeds::luks,
+    },
+    Target {
+        name: "check_image",
+        about: "Checks and audits the input as a whole image in memory.",
+        max_len_bytes: 256 << 10,
+        run: qcow2_check::fuzzing::image,
+        seeds: seeds::check_image,
     },
 ];

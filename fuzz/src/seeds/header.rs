@@ -14,7 +14,7 @@ use crate::Seed;
 type Variant = (&'static str, Version, fn(&mut Header));
 
 /// First clusters with every kind of field and extension.
-pub fn header() -> Vec<Seed> {
+pub(crate) fn header() -> Vec<Seed> {
     let variants: [Variant; 8] = [
         ("v2", Version::V2, |_| {}),
         ("v3", Version::V3, |_| {}),
@@ -77,7 +77,7 @@ pub fn header() -> Vec<Seed> {
 }
 
 /// A LUKS header with one key in use and one with all eight.
-pub fn luks() -> Vec<Seed> {
+pub(crate) fn luks() -> Vec<Seed> {
     vec![
         Seed::new("aes-128-cbc", luks_header("cbc-essiv:sha256", 16, 1)),
         Seed::new("aes-256-xts", luks_header("xts-plain64", 64, 8)),

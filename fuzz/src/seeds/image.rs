@@ -8,26 +8,34 @@ use super::draft::Draft;
 use super::{header, tables};
 use crate::Seed;
 
-/// Whole images.
-pub fn check_image() -> Vec<Seed> {
-    let mut seeds = vec![
-        Seed::new("v2", plain(Version::V2)),
-        Seed::new("v3", plain(Version::V3)),
-        Seed::new("compressed", compressed()),
-        Seed::new("extended", extended()),
-        Seed::new("backing", backing()),
-        Seed::new("data-file", data_file()),
-        Seed::new("snapshots", snapshots()),
-        Seed::new("bitmaps", bitmaps()),
-        Seed::new("luks", luks()),
+/// Whole images. The target takes eight more bytes: how much longer the file is, and a host offset to ask about.
+pub(crate) fn check_image() -> Vec<Seed> {
+    let settings = [0, 0, 0, 0, 0, 0, 2, 0];
+    let seed =
+        |(name, image): (String, Vec<u8>)| Seed::new(name, [image, settings.to_vec()].concat());
+    images().into_iter().map(seed).collect()
+}
+
+/// The images with their names.
+fn images() -> Vec<(String, Vec<u8>)> {
+    let mut images = vec![
+        ("v2".to_owned(), plain(Version::V2)),
+        ("v3".to_owned(), plain(Version::V3)),
+        ("compressed".to_owned(), compressed()),
+        ("extended".to_owned(), extended()),
+        ("backing".to_owned(), backing()),
+        ("data-file".to_owned(), data_file()),
+        ("snapshots".to_owned(), snapshots()),
+        ("bitmaps".to_owned(), bitmaps()),
+        ("luks".to_owned(), luks()),
     ];
     for refcount_order in 0..=6 {
-        seeds.push(Seed::new(
+        images.push((
             format!("refcount-order-{refcount_order}"),
             width(refcount_order),
         ));
     }
-    seeds
+    images
 }
 
 /// Data, and in version 3 the two kinds of zero clusters.
@@ -116,7 +124,7 @@ fn snapshots() -> Vec<u8> {
     let mut draft = Draft::small(Version::V3);
     let kept = draft.add_data();
     let own = draft.add_data();
-    draft.set_refcount(kept, 2);
+    draft.set_refcount(kept, 3);
     let shared_table = draft.add_l2(&[L2Entry::normal(kept, false, 0)]);
     draft.set_refcount(shared_table, 2);
     let own_table = draft.add_l2(&[
@@ -179,4 +187,25 @@ fn luks() -> Vec<u8> {
     let entry = L2Entry::normal(draft.add_data(), true, 0);
     draft.map(&[entry]);
     draft.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use qcow2_check::{Options, Verdict, audit};
+    use qcow2_io::Memory;
+
+    use super::*;
+
+    #[test]
+    fn the_images_are_sound_but_for_the_one_that_is_cut_short() {
+        for (name, bytes) in images() {
+            let report = audit(&Memory::from(bytes), &Options::default());
+            assert_eq!(
+                report.verdict() == Verdict::Sound,
+                name != "luks",
+                "{name}: {:?}",
+                report.findings
+            );
+        }
+    }
 }

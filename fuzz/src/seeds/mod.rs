@@ -5,6 +5,6 @@ mod header;
 mod image;
 mod tables;
 
-pub use header::{header, luks};
-pub use image::check_image;
-pub use tables::{refcount_block, tables};
+pub(crate) use header::{header, luks};
+pub(crate) use image::check_image;
+pub(crate) use tables::{refcount_block, tables};

@@ -7,7 +7,7 @@ use qcow2_format::{BitmapEntry, BitmapTableEntry, Geometry, HostOffset, Snapshot
 use crate::Seed;
 
 /// A block for each width. The target takes the width from the first byte and a value to look for from the second.
-pub fn refcount_block() -> Vec<Seed> {
+pub(crate) fn refcount_block() -> Vec<Seed> {
     let block = |order: u8| {
         let geometry = Geometry::new(9, order.into(), false).expect("within the format's limits");
         let mut bytes = vec![0; geometry.cluster_len()];
@@ -21,7 +21,7 @@ pub fn refcount_block() -> Vec<Seed> {
 }
 
 /// Tables of each kind. The target takes the number of entries from the first byte.
-pub fn tables() -> Vec<Seed> {
+pub(crate) fn tables() -> Vec<Seed> {
     let old = Snapshot {
         extra_data: Vec::new(),
         ..snapshot(1)

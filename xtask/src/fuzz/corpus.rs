@@ -27,6 +27,9 @@ const QEMU_IMAGES: [(&str, &str); 6] = [
     ),
 ];
 
+/// What the target `check_image` takes from the end of its input; the other one does not look there.
+const SETTINGS: [u8; 8] = [0; 8];
+
 /// Where the corpus lies.
 pub(crate) fn folder(target: &Target) -> PathBuf {
     workspace_root().join("fuzz/corpus").join(target.name)
@@ -67,7 +70,8 @@ fn write_qemu_images(target: &Target, folder: &Path) -> Result<usize> {
             "qemu-img could not make an image with {options}"
         );
         let mut bytes = fs::read(&image)?;
-        bytes.truncate(target.max_len_bytes);
+        bytes.truncate(target.max_len_bytes - SETTINGS.len());
+        bytes.extend(SETTINGS);
         fs::write(folder.join(format!("seed-qemu-{name}")), bytes)?;
     }
     Ok(QEMU_IMAGES.len())

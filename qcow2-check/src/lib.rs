@@ -25,6 +25,8 @@ mod refmap;
 mod report;
 mod run;
 mod snapshots;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod synth;
 mod walk;
 
 pub use check::{audit, check};

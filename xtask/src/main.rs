@@ -10,6 +10,7 @@
 )]
 
 mod cargo;
+mod check_image;
 mod fuzz;
 mod test;
 
@@ -28,12 +29,27 @@ struct Cli {
 /// What can be asked for; the help text of each stands on its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
+    CheckImage(check_image::Args),
     Fuzz(fuzz::Args),
     Test(test::Args),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // If it can't be shown, nobody is there to read it.
+            _ = error.print();
+            // The usual 2 would say that an image is corrupt.
+            return if error.use_stderr() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let outcome = match cli.command {
+        Command::CheckImage(args) => check_image::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
     };

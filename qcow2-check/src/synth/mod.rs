@@ -5,8 +5,10 @@
 //! the guest's data as holes. Every image is sound; who wants damage does it afterwards.
 
 mod builder;
+mod bulk;
 mod deflate;
 mod demo;
+mod large;
 mod luks;
 
 use qcow2_format::bitmap::BitmapError;
@@ -26,6 +28,7 @@ pub use deflate::deflate;
 pub use demo::{
     DEMO_BACKING_NAME, DEMO_LUKS_PASSPHRASE, demo, demo_base, demo_extended, demo_luks,
 };
+pub use large::{compressed, contiguous, random_order, snapshots};
 
 /// Why an image could not be written.
 #[derive(Debug, Error)]

@@ -2,6 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use qcow2_format::GuestCluster;
 use qcow2_io::{File, FileOptions, Memory, Storage as _};
 use tempfile::TempDir;
 
@@ -172,4 +173,132 @@ fn qemu_finds_the_other_demos_sound() {
     let image = "driver=qcow2,file.filename=demo.qcow2,encrypt.key-secret=s";
     let options = ["--object", secret.as_str(), "--image-opts", image];
     assert_eq!(checked(&path).counts, qemu_counts(&path, &options));
+}
+
+/// The large images, small: enough of each to go over the end of a refcount block's range.
+type Large = (&'static str, fn(&File) -> Result<(), SynthError>);
+const LARGE: [Large; 10] = [
+    ("contiguous", |file| contiguous(file, 5 << 30, 16, false)),
+    ("contiguous, 4 KiB", |file| {
+        contiguous(file, 50 << 20, 12, false)
+    }),
+    ("contiguous, 2 MiB", |file| {
+        contiguous(file, 1 << 40, 21, false)
+    }),
+    // The refcount table takes several clusters, and finds no room before a refcount block.
+    ("contiguous, 512 bytes", |file| {
+        contiguous(file, 20 << 20, 9, false)
+    }),
+    ("contiguous, extended", |file| {
+        contiguous(file, 3 << 30, 16, true)
+    }),
+    ("one table", |file| contiguous(file, 1, 16, false)),
+    ("random order", |file| random_order(file, 5 << 30, 1)),
+    ("compressed", |file| compressed(file, 6 << 30)),
+    ("snapshots", |file| snapshots(file, 3 << 30, 8)),
+    ("one snapshot", |file| snapshots(file, 1 << 30, 1)),
+];
+
+#[test]
+fn large_images_are_sound() {
+    for (name, write) in LARGE {
+        let (_dir, path) = written("large.qcow2", write);
+        let report = checked(&path);
+        assert_eq!(report.totals, [], "{name}");
+        let counts = report.counts;
+        assert_eq!(counts.allocated_clusters, counts.total_clusters, "{name}");
+        let len = fs::metadata(&path).unwrap().len();
+        assert_eq!(counts.image_end_offset, len, "{name}");
+    }
+}
+
+#[test]
+fn qemu_finds_large_images_sound() {
+    if !has_qemu() {
+        return;
+    }
+    for (name, write) in LARGE {
+        let (_dir, path) = written("large.qcow2", write);
+        let counts = qemu_counts(&path, &["-f", "qcow2", "large.qcow2"]);
+        assert_eq!(checked(&path).counts, counts, "{name}");
+    }
+}
+
+#[test]
+fn large_images_are_what_their_names_say() {
+    let counts = |write: fn(&Memory) -> Result<(), SynthError>| {
+        let memory = Memory::new();
+        write(&memory).unwrap();
+        check(&memory, &Options::default()).counts
+    };
+    let straight = counts(|memory| contiguous(memory, 1 << 30, 16, false));
+    assert_eq!(straight.fragmented_clusters, 0);
+    let random = counts(|memory| random_order(memory, 1 << 30, 7));
+    assert!(random.fragmented_clusters > 16000);
+    let packed = counts(|memory| compressed(memory, 1 << 30));
+    assert_eq!(packed.compressed_clusters, 16384);
+    // 25 KiB of 64 on average.
+    let share = packed.image_end_offset * 100 / (1 << 30);
+    assert!((37..42).contains(&share), "{share} %");
+}
+
+#[test]
+fn seeds_tell_images_apart_and_nothing_else_does() {
+    let image = |seed| {
+        let memory = Memory::new();
+        random_order(&memory, 1 << 29, seed).unwrap();
+        let mut bytes = vec![0; 4 << 16];
+        memory.read_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    assert!(image(1) == image(1));
+    assert!(image(1) != image(2));
+}
+
+#[test]
+fn snapshots_share_what_was_not_written_again() {
+    let memory = Memory::new();
+    snapshots(&memory, 1 << 29, 2).unwrap();
+    let references = |cluster: u64| {
+        let offset = HostOffset::new(cluster << 16);
+        let owners = crate::owners(&memory, offset, &Options::default()).unwrap();
+        (owners.refcount, owners.owners.len())
+    };
+    // Header, refcount block, three L1 tables, snapshot table, and the first L2 table lie before the data.
+    assert_eq!(references(6), (Some(1), 1));
+    let data = 7;
+    assert_eq!(references(data), (Some(1), 1));
+    assert_eq!(references(data + 1), (Some(3), 3));
+    assert_eq!(references(data + 101), (Some(2), 2));
+    // Behind the data: an L2 table and a cluster for each snapshot taken.
+    let copies = data + 8192;
+    assert_eq!(references(copies), (Some(1), 1));
+    assert_eq!(references(copies + 1), (Some(2), 2));
+    assert_eq!(references(copies + 2), (Some(1), 1));
+    assert_eq!(references(copies + 3), (Some(1), 1));
+}
+
+#[test]
+fn limits_are_errors() {
+    let memory = Memory::new();
+    let is_too_large = |result| matches!(result, Err(SynthError::TooLarge { .. }));
+    assert!(is_too_large(contiguous(&memory, 1 << 50, 9, false)));
+    assert!(is_too_large(snapshots(&memory, 1 << 30, 0)));
+    assert!(is_too_large(snapshots(&memory, 1 << 30, 61)));
+    assert!(matches!(
+        contiguous(&memory, 1 << 30, 12, true),
+        Err(SynthError::Geometry(_))
+    ));
+    let geometry = Geometry::new(9, 4, false).unwrap();
+    let mut image = Builder::new(Version::V2, geometry, 1 << 20);
+    assert!(is_too_large(
+        image.data(GuestCluster::new(0), &[0; 513]).map(|_| ())
+    ));
+    assert!(is_too_large(
+        image.data(GuestCluster::new(u64::MAX), &[]).map(|_| ())
+    ));
+    assert!(matches!(
+        image.zero(GuestCluster::new(0), Zero::Plain),
+        Err(SynthError::NotInVersion2 { .. })
+    ));
 }

@@ -9,6 +9,7 @@
 mod audit;
 mod bitmaps;
 mod blocks;
+pub mod chain;
 mod check;
 mod code;
 mod compare;

@@ -1,9 +1,11 @@
 //! `cargo xtask check-image`: is an image sound, what is wrong with it, and what is dangerous about it?
 //!
 //! `inputs` finds the images, `audited` holds what was learned of one, `report` and `json` tell it. `progress` shows how far a
-//! check is and lets the user end it, `online` makes several passes beside a writer agree.
+//! check is and lets the user end it, `online` makes several passes beside a writer agree, `chain` follows backing files.
 
 mod audited;
+mod chain;
+mod demo;
 mod explain;
 mod facts;
 mod inputs;
@@ -22,10 +24,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
+use qcow2_check::chain::{Chain, References};
 use qcow2_check::{Code, Options, Report};
 use qcow2_io::{File, FileOptions, StorageError, StorageErrorKind};
 
 use audited::{Audited, worst};
+use chain::Choice;
 use facts::Facts;
 use inputs::Inputs;
 use progress::{Interrupt, Progress};
@@ -43,6 +47,8 @@ const ONLINE_PAUSE: Duration = Duration::from_millis(200);
 ///
 /// Tells whether an image is sound, what is wrong with it and what is dangerous about it. Images are opened read-only,
 /// and nothing that an image names is opened unless --chain is given. Of a folder, all qcow2 images below it are audited.
+///
+/// Without an image, a few are made under target/ and audited.
 ///
 /// Exit codes are those of qemu-img check: 0 sound, 1 something could not be checked (or wrong use), 2 corrupt, 3 leaks only; of several
 /// images the worst one counts, in the order 1, 2, 3, 0.
@@ -75,6 +81,15 @@ pub(crate) struct Args {
     /// Exit with 2 if there is any hazard
     #[arg(long)]
     deny_hazards: bool,
+
+    /// Audit the backing files, too, as far as --references lets them be opened
+    #[arg(long)]
+    chain: bool,
+
+    /// What --chain may open: deny, same-directory (of the first image, and below; the default), allow:PATH (a file or folder,
+    /// may be repeated) or all
+    #[arg(long, value_name = "POLICY", requires = "chain", value_parser = chain::parse)]
+    references: Vec<Choice>,
 
     /// Check beside a running writer: read again until the findings are stable, and leave out those that are not
     #[arg(long)]
@@ -123,15 +138,37 @@ fn respond(args: &Args) -> Result<u8> {
     if args.format == Format::Markdown {
         bail!("only `--explain list` has the format markdown");
     }
-    if args.images.is_empty() {
-        bail!("which image? See --help");
-    }
-    let interrupt = Interrupt::listen()?;
     if let Some(offset) = args.owner {
         return tell_owner(args, offset, look);
     }
-    let inputs = inputs::expand(&args.images)?;
-    audit_all(args, &inputs, &interrupt, look)
+    let references = chain::references(&args.references)?;
+    let inputs = if args.images.is_empty() {
+        demonstration(args)?
+    } else {
+        inputs::expand(&args.images)?
+    };
+    let auditor = Auditor {
+        args,
+        references,
+        interrupt: Interrupt::listen()?,
+        look,
+    };
+    auditor.audit_all(&inputs)
+}
+
+/// Makes images to look at.
+fn demonstration(args: &Args) -> Result<Inputs> {
+    let images = demo::make()?;
+    if let (Some(folder), false) = (images.first().and_then(|path| path.parent()), args.quiet) {
+        eprintln!(
+            "No image was named; these are made for show in {}\n",
+            shown(folder)
+        );
+    }
+    Ok(Inputs {
+        images,
+        ..Inputs::default()
+    })
 }
 
 fn explanation(code: &str, format: Format, look: Look) -> Result<String> {
@@ -190,9 +227,15 @@ fn open(path: &Path, online: bool) -> Result<File, String> {
         })
 }
 
-/// An error with its causes, harmless to print.
+/// Why a file can't be opened, harmless to print. The report names the file.
 fn in_words(error: &StorageError) -> String {
     let mut text = error.to_string();
+    if let Some(path) = error.path() {
+        let known = format!("{} in '{}' failed", error.operation(), path.display());
+        if let Some(rest) = text.strip_prefix(&known) {
+            text = format!("It can't be opened{rest}");
+        }
+    }
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         text.push_str(": ");
@@ -202,43 +245,143 @@ fn in_words(error: &StorageError) -> String {
     clean(&text)
 }
 
-fn audit_all(args: &Args, inputs: &Inputs, interrupt: &Interrupt, look: Look) -> Result<u8> {
-    let mut summary = Summary::default();
-    let several = inputs.images.len() > 1 || inputs.from_folder;
-    for path in &inputs.images {
-        if interrupt.is_set() {
-            break;
-        }
-        let audited = audit_one(args, path, interrupt);
-        summary.add(&audited, args.deny_hazards);
-        print(&told(args, &audited, several, look)?)?;
-    }
-    let left = inputs.images.len() as u64 - summary.images;
-    if left > 0 {
-        summary.code = worst(summary.code, 1);
-        if args.format == Format::Json {
-            eprintln!("ended early: {} not looked at", plural(left, "image"));
-        }
-    }
-    if several && args.format == Format::Human && !args.quiet {
-        print(&summary.words(left, inputs))?;
-    } else if inputs.skipped > 0 && !args.quiet {
-        eprintln!("{}", skipped(inputs.skipped));
-    }
-    Ok(summary.code)
+/// What all images of a call have in common.
+struct Auditor<'a> {
+    args: &'a Args,
+    references: References,
+    interrupt: Interrupt,
+    look: Look,
 }
 
-/// What is said of one image.
-fn told(args: &Args, audited: &Audited, several: bool, look: Look) -> Result<String> {
-    if args.format == Format::Json {
-        return Ok(json::object(audited, args.deny_hazards)? + "\n");
+impl Auditor<'_> {
+    fn audit_all(&self, inputs: &Inputs) -> Result<u8> {
+        let args = self.args;
+        let mut summary = Summary::default();
+        let mut done = 0_u64;
+        let several = inputs.images.len() > 1 || inputs.from_folder || args.chain;
+        for path in &inputs.images {
+            if self.interrupt.is_set() {
+                break;
+            }
+            self.audit(path, &mut |audited| {
+                summary.add(&audited, args.deny_hazards);
+                print(&self.told(&audited, several)?)
+            })?;
+            done += 1;
+        }
+        let left = inputs.images.len() as u64 - done;
+        if left > 0 {
+            summary.code = worst(summary.code, 1);
+        }
+        if several && args.format == Format::Human && !args.quiet {
+            print(&summary.words(left, inputs))?;
+        } else if !args.quiet && inputs.skipped + left > 0 {
+            eprint!("{}", summary.words(left, inputs));
+        }
+        Ok(summary.code)
     }
-    let unremarkable = audited.exit_code(true) == 0;
-    Ok(match (unremarkable, args.quiet, several) {
-        (true, true, _) => String::new(),
-        (false, true, _) | (true, false, true) => report::headline(audited, look) + "\n",
-        _ => report::render(audited, extent(args), look),
-    })
+
+    /// What is said of one image.
+    fn told(&self, audited: &Audited, several: bool) -> Result<String> {
+        let Self { args, look, .. } = *self;
+        if args.format == Format::Json {
+            return Ok(json::object(audited, args.deny_hazards)? + "\n");
+        }
+        let unremarkable = audited.exit_code(true) == 0;
+        Ok(match (unremarkable, args.quiet, several) {
+            (true, true, _) => String::new(),
+            (false, true, _) => report::headline(audited, look) + "\n",
+            // The images for show are to be looked at.
+            (true, false, true) if !args.images.is_empty() => report::short(audited, look),
+            (_, false, true) => report::render(audited, extent(args), look) + "\n",
+            (_, false, false) => report::render(audited, extent(args), look),
+        })
+    }
+
+    /// Audits an image, and with `--chain` what lies below it.
+    fn audit(&self, path: &Path, tell: &mut dyn FnMut(Audited) -> Result<()>) -> Result<()> {
+        let file = match open(path, self.args.online) {
+            Ok(file) => file,
+            Err(error) => return tell(Audited::failed(path.to_owned(), false, error)),
+        };
+        if !self.args.chain {
+            return tell(self.audit_file(path, &file));
+        }
+        let options = FileOptions::new().force_share(self.args.online);
+        for layer in Chain::new(path, file, self.references.clone(), options) {
+            let mut audited = self.audit_file(&layer.path, &layer.file);
+            if let Some(finding) = layer.finding() {
+                chain::add(&mut audited.report, finding);
+            }
+            audited.below = Some(chain::below(&layer));
+            tell(audited)?;
+            if self.interrupt.is_set() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn audit_file(&self, path: &Path, file: &File) -> Audited {
+        let started = Instant::now();
+        let mut audited = Audited {
+            name: path.to_owned(),
+            is_qcow2: facts::has_magic(file),
+            facts: Facts::read(file),
+            report: Report::default(),
+            error: None,
+            elapsed: Duration::ZERO,
+            reading: None,
+            below: None,
+        };
+        if self.args.online {
+            let (report, reading) = online::settle(self.passes(file));
+            audited.report = report;
+            audited.reading = Some(reading);
+        } else {
+            audited.report = self.pass(file);
+        }
+        audited.elapsed = started.elapsed();
+        audited
+    }
+
+    /// One look at the whole image.
+    fn pass(&self, file: &File) -> Report {
+        let args = self.args;
+        let progress = Progress::new(!args.quiet, &self.interrupt);
+        let options = Options {
+            threads: threads(args),
+            max_findings: match args.max_findings {
+                _ if args.all => usize::MAX,
+                Some(max) => max,
+                None => FINDINGS_KEPT,
+            },
+            monitor: Some(&progress),
+        };
+        let report = qcow2_check::audit(file, &options);
+        progress.finish();
+        report
+    }
+
+    /// Looks until two in a row agree.
+    fn passes(&self, file: &File) -> Vec<Report> {
+        let mut passes: Vec<Report> = Vec::new();
+        while passes.len() < online::MAX_PASSES {
+            if !passes.is_empty() {
+                std::thread::sleep(ONLINE_PAUSE);
+            }
+            let report = self.pass(file);
+            let cancelled = report.cancelled;
+            let settled = passes
+                .last()
+                .is_some_and(|last| online::agree(last, &report));
+            passes.push(report);
+            if settled || cancelled {
+                break;
+            }
+        }
+        passes
+    }
 }
 
 fn extent(args: &Args) -> Extent {
@@ -247,75 +390,6 @@ fn extent(args: &Args) -> Extent {
         Some(places) => Extent::places(places),
         None => Extent::SCREEN,
     }
-}
-
-fn audit_one(args: &Args, path: &Path, interrupt: &Interrupt) -> Audited {
-    let file = match open(path, args.online) {
-        Ok(file) => file,
-        Err(error) => return Audited::failed(path.to_owned(), false, error),
-    };
-    audit_file(args, path, &file, interrupt)
-}
-
-fn audit_file(args: &Args, path: &Path, file: &File, interrupt: &Interrupt) -> Audited {
-    let is_qcow2 = facts::has_magic(file);
-    let started = Instant::now();
-    let mut audited = Audited {
-        name: path.to_owned(),
-        is_qcow2,
-        facts: Facts::read(file),
-        report: Report::default(),
-        error: None,
-        elapsed: Duration::ZERO,
-        reading: None,
-        below: None,
-    };
-    if args.online {
-        let (report, reading) = online::settle(passes(args, file, interrupt));
-        audited.report = report;
-        audited.reading = Some(reading);
-    } else {
-        audited.report = pass(args, file, interrupt);
-    }
-    audited.elapsed = started.elapsed();
-    audited
-}
-
-/// One look at the whole image.
-fn pass(args: &Args, file: &File, interrupt: &Interrupt) -> Report {
-    let progress = Progress::new(!args.quiet, interrupt);
-    let options = Options {
-        threads: threads(args),
-        max_findings: match args.max_findings {
-            _ if args.all => usize::MAX,
-            Some(max) => max,
-            None => FINDINGS_KEPT,
-        },
-        monitor: Some(&progress),
-    };
-    let report = qcow2_check::audit(file, &options);
-    progress.finish();
-    report
-}
-
-/// Looks until two in a row agree.
-fn passes(args: &Args, file: &File, interrupt: &Interrupt) -> Vec<Report> {
-    let mut passes: Vec<Report> = Vec::new();
-    while passes.len() < online::MAX_PASSES {
-        if !passes.is_empty() {
-            std::thread::sleep(ONLINE_PAUSE);
-        }
-        let report = pass(args, file, interrupt);
-        let cancelled = report.cancelled;
-        let settled = passes
-            .last()
-            .is_some_and(|last| online::agree(last, &report));
-        passes.push(report);
-        if settled || cancelled {
-            break;
-        }
-    }
-    passes
 }
 
 /// What several images come to.

@@ -96,17 +96,36 @@ pub(crate) fn render(audited: &Audited, extent: Extent, look: Look) -> String {
         let text = format!("Read {passes} beside a writer; {settled}.{transient}");
         indented(&mut lines, &text);
     }
-    if let Some(below) = &audited.below {
-        for (what, target) in [("Backing", &below.backing), ("Data", &below.data_file)] {
-            if let Some(target) = target {
-                indented(&mut lines, &clean(&format!("{what} file: {}", target.note)));
-            }
-        }
+    for reference in references(audited) {
+        indented(&mut lines, &reference);
     }
     findings(&audited.report, extent, look, &mut lines);
     let mut out = lines.join("\n");
     out.push('\n');
     out
+}
+
+/// A sound image among several: the name, the verdict, and what it refers to if that was followed.
+pub(crate) fn short(audited: &Audited, look: Look) -> String {
+    let mut out = headline(audited, look) + "\n";
+    for reference in references(audited) {
+        _ = writeln!(out, "  {reference}");
+    }
+    out
+}
+
+/// What became of the names in the image.
+fn references(audited: &Audited) -> Vec<String> {
+    let Some(below) = &audited.below else {
+        return Vec::new();
+    };
+    [("backing", &below.backing), ("data", &below.data_file)]
+        .into_iter()
+        .filter_map(|(what, target)| {
+            let note = &target.as_ref()?.note;
+            Some(clean(&format!("{what} file: {note}")))
+        })
+        .collect()
 }
 
 /// What the verdict means for whoever has the image.

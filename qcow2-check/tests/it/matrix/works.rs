@@ -35,7 +35,7 @@ const WORKS: &[(Fits, Work)] = &[
         },
     ),
     (
-        |f| !f.has("data_file"),
+        |f| !f.has("data_file") && !f.has("preallocation"),
         Work {
             name: "compressed",
             steps: &[
@@ -46,18 +46,21 @@ const WORKS: &[(Fits, Work)] = &[
         },
     ),
     (
-        |f| !f.has("data_file") && !f.has("refcount_bits=1") || f.has("refcount_bits=16"),
+        |f| !f.has("data_file") && !f.has("refcount_bits=1"),
         Work {
             name: "snapshots",
             steps: &[
-                "io write -P 1 0 4c; write -P 1 far 1c; write -c -P 8 10c 1c",
+                "io write -P 1 0 4c; write -P 1 far 1c",
+                "?io write -c -P 8 10c 1c",
                 "img snapshot -c a @",
-                "io write -P 2 1c 2c; write -z 3c 1c; write -c -s noise 11c 1c",
+                "io write -P 2 1c 2c; write -z 3c 1c",
+                "?io write -c -s noise 11c 1c",
                 "img snapshot -c b @",
                 "io write -P 3 2c 1c; discard 0 1c; write -P 3 30c 1s; write -P 4 10c 1s",
                 "img snapshot -d a @",
                 "img snapshot -c c @",
-                "img snapshot -a b @",
+                // With two bits, a refcount may not do for another reference.
+                "?img snapshot -a b @",
                 "io write -P 4 0 1c; discard far 1c",
             ],
         },
@@ -91,8 +94,9 @@ const WORKS: &[(Fits, Work)] = &[
             steps: &[
                 "io write -P 1 0 40c; write -P 2 far 1c",
                 "img resize -q --shrink @ 33c",
-                "img resize -q @ 90c",
-                "io write -P 3 60c 20c",
+                // Version 2 has no zero clusters to hide a longer backing file with.
+                "?img resize -q @ 90c",
+                "?io write -P 3 60c 20c",
             ],
         },
     ),

@@ -9,6 +9,7 @@
     reason = "a program that people run in a terminal"
 )]
 
+mod bench;
 mod cargo;
 mod check_image;
 mod fuzz;
@@ -29,6 +30,7 @@ struct Cli {
 /// What can be asked for; the help text of each stands on its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Args),
     CheckImage(check_image::Args),
     Fuzz(fuzz::Args),
     Test(test::Args),
@@ -49,10 +51,12 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match cli.command {
+        Command::Bench(args) => bench::run(&args),
         Command::CheckImage(args) => check_image::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
     };
+    bench::note_peak();
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE

@@ -62,7 +62,7 @@ fn run_all(storage: &dyn Storage, options: &Options<'_>, hazards: bool) -> Repor
 /// Counts and compares references. Tells whether nothing was met that could hide some.
 fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     let image = &loaded.image;
-    let mut map = RefMap::default();
+    let mut map = RefMap::new(image.file_clusters());
     count_metadata(image, &mut map, run);
     bitmaps::count(image, &loaded.bitmaps, &mut map, run);
 

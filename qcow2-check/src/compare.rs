@@ -255,10 +255,10 @@ impl<'a, 'i> Worker<'a, 'i> {
             let page = self.map.page(cluster / PAGE_CLUSTERS);
             let at = usize::try_from(cluster - start).unwrap_or(usize::MAX);
             let count = usize::try_from(stop - cluster).unwrap_or(0);
-            let uniform = match page {
+            let uniform = match page.map(|page| page.uniform()) {
                 None => Some(0),
-                Some(page) if stop - cluster == PAGE_CLUSTERS && page.is_all_ones() => Some(1),
-                Some(_) => None,
+                Some(Some(1)) if stop - cluster < PAGE_CLUSTERS => None,
+                Some(uniform) => uniform,
             };
             if stop <= self.end && uniform.is_some_and(|value| block.all_equal(at, count, value)) {
                 if uniform == Some(1) {
@@ -285,7 +285,7 @@ impl<'a, 'i> Worker<'a, 'i> {
         &mut self,
         from: u64,
         to: u64,
-        page: Option<&Page>,
+        page: Option<Page<'_>>,
         masks: impl Fn(u64) -> (u64, u64),
         value: impl Fn(u64) -> u64,
     ) {
@@ -325,7 +325,7 @@ impl<'a, 'i> Worker<'a, 'i> {
     }
 
     /// Compares one cluster.
-    fn one(&mut self, cluster: u64, page: Option<&Page>, on_disk: u64) {
+    fn one(&mut self, cluster: u64, page: Option<Page<'_>>, on_disk: u64) {
         let at = usize::try_from(cluster % PAGE_CLUSTERS).unwrap_or(0);
         let weight = page.map_or(0, |page| page.weight(at));
         if weight > self.max {

@@ -83,7 +83,7 @@ struct Facts<'a, 'i> {
 impl<'a, 'i> Facts<'a, 'i> {
     fn load(image: &'a Image<'i>, map: &'a RefMap, blocks: &'a Blocks) -> Self {
         let block_bits = image.geometry.refcount_block_bits();
-        let mut ones = RefMap::default();
+        let mut ones = RefMap::new(image.file_clusters());
         let mut unreadable = Vec::new();
         let mut buffer = Vec::new();
         read_blocks(

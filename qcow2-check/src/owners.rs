@@ -120,7 +120,7 @@ pub fn owners(
     let image = &loaded.image;
     let cluster = offset.get() >> image.cluster_bits();
     let scan = walk::scan(image, &run);
-    let mut map = RefMap::default();
+    let mut map = RefMap::new(image.file_clusters());
     map.insert(image.file_clusters());
     let blocks = blocks::load(image, &mut map, &run);
     let found = gather(&loaded, &scan, &blocks, &[cluster], &run);
@@ -214,7 +214,7 @@ fn gather(
     run: &Run<'_>,
 ) -> Found {
     let image = &loaded.image;
-    let mut wanted = RefMap::default();
+    let mut wanted = RefMap::new(image.file_clusters());
     for cluster in targets {
         wanted.insert(*cluster);
     }

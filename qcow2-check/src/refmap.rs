@@ -1,66 +1,30 @@
 //! Expected references: how often each host cluster is referenced, and whether its owners may share it.
 //!
-//! Nearly every cluster of an image is referenced exactly once, mostly in order. So a reference is a bit in a paged bitmap
-//! that exists only where there are references, and only a page with clusters referenced several times has anything more.
-//! Memory follows the references met, not what the image claims. Each worker fills a map of its own and they are merged
-//! afterwards: counters shared between threads cost more than they give.
+//! Nearly every cluster of an image is referenced exactly once. So a reference is a bit; only a page of 512 clusters with
+//! some that are referenced several times has anything more. The bits of the file's own clusters lie in one zeroed
+//! allocation, of which the operating system provides what is touched: memory follows the references met, not what the
+//! image claims, and setting a bit takes a single access to memory even where entries lead everywhere. Each worker fills a
+//! map of its own and they are merged afterwards: counters shared between threads cost more than they give.
+
+mod counts;
+mod page;
+mod scatter;
 
 use std::collections::BTreeMap;
 
-use counts::Counts;
+use page::{More, Slot};
+pub(crate) use page::{PAGE_CLUSTERS, Page};
 
-mod counts;
+use page::{PAGE_WORDS, Words};
+use scatter::Scatter;
 
-/// Clusters in a page: as many as a cache line has bits.
-pub(crate) const PAGE_CLUSTERS: u64 = 512;
-const PAGE_WORDS: usize = 8;
-const DIRECTORY_PAGES: usize = 512;
+/// Clusters whose bits lie in the flat array, at most. References to others are those of huge sparse files.
+const FLAT_CLUSTERS_MAX: u64 = 1 << 30;
+/// Pages in a unit of memory that the operating system provides: 4096 bytes of bits.
+const UNIT_PAGES: usize = 64;
+const UNIT_BYTES: usize = UNIT_PAGES * PAGE_WORDS * 8;
 /// Bytes that references may take, however widely they are scattered.
 const SCATTERED_BYTES: usize = 96 << 20;
-/// Directories held in a plain array; those above (far references of hostile images) go to a tree.
-const NEAR_DIRECTORIES: u64 = 1 << 16;
-
-pub(crate) type Words = [u64; PAGE_WORDS];
-
-/// References to 512 clusters.
-#[derive(Debug)]
-pub(crate) struct Page {
-    /// Clusters with at least one reference.
-    pub(crate) seen: Words,
-    pub(crate) more: Option<Box<More>>,
-}
-
-/// What a page has besides when clusters are referenced more than once, or shared by compressed data.
-#[derive(Debug)]
-pub(crate) struct More {
-    /// Clusters whose number of references stands in `counts`.
-    pub(crate) multi: Words,
-    /// Clusters that only compressed data refers to.
-    pub(crate) packed: Words,
-    /// Clusters with owners that may not share them.
-    pub(crate) conflict: Words,
-    counts: Counts,
-}
-
-impl Default for Page {
-    fn default() -> Self {
-        Self {
-            seen: [0; PAGE_WORDS],
-            more: None,
-        }
-    }
-}
-
-impl More {
-    fn new() -> Box<Self> {
-        Box::new(Self {
-            multi: [0; PAGE_WORDS],
-            packed: [0; PAGE_WORDS],
-            conflict: [0; PAGE_WORDS],
-            counts: Counts::default(),
-        })
-    }
-}
 
 /// Who may share a cluster with whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,31 +38,27 @@ pub(crate) enum Sharing {
 /// Expected references to host clusters.
 #[derive(Debug, Default)]
 pub(crate) struct RefMap {
-    near: Vec<Option<Box<Directory>>>,
-    far: BTreeMap<u64, Option<Box<Directory>>>,
+    /// Clusters with at least one reference.
+    seen: Vec<u64>,
+    /// What pages have besides.
+    more: Vec<Option<Box<More>>>,
+    /// Units of `seen` that are in use.
+    touched: Vec<bool>,
+    /// Pages behind the flat array.
+    far: BTreeMap<u64, Box<FarPage>>,
     /// Bytes of memory taken, about.
     bytes: usize,
     /// References met, each counted once whatever its weight.
     references: u64,
+    conflicts: bool,
+    /// References that are not in the map yet.
+    scatter: Scatter,
 }
 
-#[derive(Debug)]
-struct Directory {
-    pages: Vec<Option<Box<Page>>>,
-}
-
-impl Default for Directory {
-    fn default() -> Self {
-        let mut pages = Vec::new();
-        pages.resize_with(DIRECTORY_PAGES, || None);
-        Self { pages }
-    }
-}
-
-#[inline]
-fn split(cluster: u64) -> (u64, usize) {
-    let page = (cluster / PAGE_CLUSTERS) as usize % DIRECTORY_PAGES;
-    (cluster / PAGE_CLUSTERS / DIRECTORY_PAGES as u64, page)
+#[derive(Debug, Default)]
+struct FarPage {
+    seen: Words,
+    more: Option<Box<More>>,
 }
 
 #[inline]
@@ -115,51 +75,272 @@ pub(crate) fn mask(from: u32, to: u32) -> u64 {
     (u64::MAX >> (64 - (to - from))) << from
 }
 
+/// Of word number `word`, the bits of the clusters `from..to`, all counted from the same origin.
+#[inline]
+fn run_mask(word: u64, from: u64, to: u64) -> u64 {
+    let low = from.saturating_sub(word * 64).min(64) as u32;
+    let high = to.saturating_sub(word * 64).min(64) as u32;
+    mask(low, high)
+}
+
+#[expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "words, pages and units are indexed after a comparison with the length of the flat array"
+)]
 impl RefMap {
-    #[inline]
-    pub(crate) fn page(&self, number: u64) -> Option<&Page> {
-        let (directory, page) = split(number.checked_mul(PAGE_CLUSTERS)?);
-        let directory = if directory < NEAR_DIRECTORIES {
-            self.near
-                .get(usize::try_from(directory).ok()?)?
-                .as_deref()?
-        } else {
-            self.far.get(&directory)?.as_deref()?
-        };
-        directory.pages.get(page)?.as_deref()
+    /// An empty map for a file of `clusters` clusters.
+    pub(crate) fn new(clusters: u64) -> Self {
+        let pages = clusters.min(FLAT_CLUSTERS_MAX).div_ceil(PAGE_CLUSTERS) as usize;
+        let units = pages.div_ceil(UNIT_PAGES);
+        Self {
+            seen: vec![0; units * UNIT_PAGES * PAGE_WORDS],
+            more: vec![None; units * UNIT_PAGES],
+            touched: vec![false; units],
+            ..Self::default()
+        }
+    }
+
+    /// An empty map for the same file.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.flat_clusters())
     }
 
     #[inline]
-    fn page_mut(&mut self, cluster: u64) -> &mut Page {
-        let (number, page) = split(cluster);
-        #[expect(clippy::cast_possible_truncation, reason = "only used below 65536")]
+    fn flat_clusters(&self) -> u64 {
+        self.seen.len() as u64 * 64
+    }
+
+    #[inline]
+    fn touch(&mut self, first_word: usize, last_word: usize) {
+        let unit = |word: usize| word / PAGE_WORDS / UNIT_PAGES;
+        for unit in unit(first_word)..=unit(last_word) {
+            if !self.touched[unit] {
+                self.touched[unit] = true;
+                self.bytes += UNIT_BYTES;
+            }
+        }
+    }
+
+    /// A page to be changed.
+    fn slot(&mut self, number: u64) -> Slot<'_> {
         let index = number as usize;
-        let known = index < self.near.len();
-        #[expect(clippy::indexing_slicing, reason = "compared just before")]
-        let slot = if known {
-            &mut self.near[index]
-        } else if number < NEAR_DIRECTORIES {
-            self.bytes += (index + 1 - self.near.len()) * size_of::<usize>();
-            self.near.resize_with(index + 1, || None);
-            &mut self.near[index]
-        } else {
-            self.far.entry(number).or_default()
-        };
-        let directory = slot.get_or_insert_with(|| {
-            self.bytes += DIRECTORY_PAGES * size_of::<usize>();
+        if number < self.more.len() as u64 {
+            self.touch(index * PAGE_WORDS, index * PAGE_WORDS);
+            let (pages, _) = self.seen.as_chunks_mut::<PAGE_WORDS>();
+            return Slot {
+                seen: &mut pages[index],
+                more: &mut self.more[index],
+                bytes: &mut self.bytes,
+                conflicts: &mut self.conflicts,
+            };
+        }
+        let page = self.far.entry(number).or_insert_with(|| {
+            self.bytes += size_of::<FarPage>() + 32;
             Box::default()
         });
-        #[expect(
-            clippy::indexing_slicing,
-            reason = "split() keeps it below the fixed length"
-        )]
-        directory.pages[page].get_or_insert_with(|| {
-            self.bytes += size_of::<Page>() + 16;
-            Box::default()
+        Slot {
+            seen: &mut page.seen,
+            more: &mut page.more,
+            bytes: &mut self.bytes,
+            conflicts: &mut self.conflicts,
+        }
+    }
+
+    /// A page that may have references, or `None` where it surely has none.
+    #[inline]
+    pub(crate) fn page(&self, number: u64) -> Option<Page<'_>> {
+        if number < self.more.len() as u64 {
+            let index = number as usize;
+            if !self.touched[index / UNIT_PAGES] {
+                return None;
+            }
+            let (pages, _) = self.seen.as_chunks::<PAGE_WORDS>();
+            return Some(Page {
+                seen: &pages[index],
+                more: self.more[index].as_deref(),
+            });
+        }
+        let page = self.far.get(&number)?;
+        Some(Page {
+            seen: &page.seen,
+            more: page.more.as_deref(),
         })
     }
 
+    /// The first page at or after `number` that has references.
+    pub(crate) fn next_page(&self, number: u64) -> Option<u64> {
+        let mut index = usize::try_from(number).unwrap_or(usize::MAX);
+        let (pages, _) = self.seen.as_chunks::<PAGE_WORDS>();
+        while index < pages.len() {
+            if !self.touched[index / UNIT_PAGES] {
+                index = (index / UNIT_PAGES + 1) * UNIT_PAGES;
+            } else if pages[index].iter().all(|word| *word == 0) {
+                index += 1;
+            } else {
+                return Some(index as u64);
+            }
+        }
+        self.far.range(number..).next().map(|(number, _)| *number)
+    }
+
+    /// Adds `weight` references to a cluster.
+    #[inline]
+    pub(crate) fn add(&mut self, cluster: u64, weight: u64, sharing: Sharing) {
+        self.references += 1;
+        if weight == 1 && sharing == Sharing::Exclusive && cluster < self.flat_clusters() {
+            let word = (cluster / 64) as usize;
+            let bit = 1 << (cluster % 64);
+            self.touch(word, word);
+            let seen = &mut self.seen[word];
+            if *seen & bit == 0 {
+                *seen |= bit;
+                return;
+            }
+        }
+        self.slot(cluster / PAGE_CLUSTERS)
+            .add(within(cluster), weight, sharing);
+    }
+
+    /// Adds a reference of an exclusive owner to a cluster, the same as [`add`](Self::add) but not at once:
+    /// [`settle`](Self::settle) comes before anything is asked of the map.
+    #[inline]
+    pub(crate) fn add_later(&mut self, cluster: u64) {
+        let flat = self.flat_clusters();
+        if cluster >= flat {
+            self.add(cluster, 1, Sharing::Exclusive);
+        } else if let Some(region) = self.scatter.push(cluster as u32, flat) {
+            self.settle_region(region);
+        }
+    }
+
+    /// Brings all references into the map.
+    pub(crate) fn settle(&mut self) {
+        for region in 0..self.scatter.regions() {
+            self.settle_region(region);
+        }
+    }
+
+    #[inline(never)]
+    fn settle_region(&mut self, region: usize) {
+        let mut scatter = std::mem::take(&mut self.scatter);
+        for cluster in scatter.take(region) {
+            self.add(u64::from(*cluster), 1, Sharing::Exclusive);
+        }
+        self.scatter = scatter;
+    }
+
+    /// Adds `weight` references to each of `count` clusters from `first` on, for one exclusive owner each.
+    pub(crate) fn add_run(&mut self, first: u64, count: u64, weight: u64) {
+        self.references = self.references.saturating_add(count);
+        let end = first.saturating_add(count);
+        if count == 0 {
+            return;
+        }
+        if weight == 1 && end <= self.flat_clusters() {
+            let words = first / 64..=(end - 1) / 64;
+            let again = words.clone().fold(0, |again, word| {
+                again | self.seen[word as usize] & run_mask(word, first, end)
+            });
+            if again == 0 {
+                self.touch((first / 64) as usize, ((end - 1) / 64) as usize);
+                for word in words {
+                    self.seen[word as usize] |= run_mask(word, first, end);
+                }
+                return;
+            }
+        }
+        let mut cluster = first;
+        while cluster < end {
+            let stop = end.min((cluster / PAGE_CLUSTERS + 1) * PAGE_CLUSTERS);
+            let from = within(cluster);
+            let to = from + (stop - cluster) as usize;
+            self.slot(cluster / PAGE_CLUSTERS).add_run(from, to, weight);
+            cluster = stop;
+        }
+    }
+
+    /// Marks a cluster as seen. Tells whether it was not before.
+    pub(crate) fn insert(&mut self, cluster: u64) -> bool {
+        self.references += 1;
+        let at = within(cluster);
+        let slot = self.slot(cluster / PAGE_CLUSTERS);
+        let bit = 1_u64 << (at % 64);
+        let new = slot.seen[at / 64] & bit == 0;
+        slot.seen[at / 64] |= bit;
+        new
+    }
+
+    /// Marks those of the 64 clusters from `base` on (a multiple of 64) whose bits are set.
+    pub(crate) fn insert_word(&mut self, base: u64, bits: u64) {
+        if bits != 0 {
+            self.slot(base / PAGE_CLUSTERS).seen[within(base) / 64] |= bits;
+        }
+    }
+
+    /// Which of the 64 clusters from `base` on (a multiple of 64) have references.
+    #[inline]
+    pub(crate) fn word(&self, base: u64) -> u64 {
+        self.page(base / PAGE_CLUSTERS)
+            .map_or(0, |page| page.seen[within(base) / 64])
+    }
+
+    /// How many references a cluster has.
+    pub(crate) fn weight(&self, cluster: u64) -> u64 {
+        self.page(cluster / PAGE_CLUSTERS)
+            .map_or(0, |page| page.weight(within(cluster)))
+    }
+
+    /// Whether a cluster has an owner.
+    #[inline]
+    pub(crate) fn is_seen(&self, cluster: u64) -> bool {
+        self.word(cluster & !63) & (1 << (cluster % 64)) != 0
+    }
+
+    /// The cluster behind the last one with a reference.
+    pub(crate) fn end(&self) -> u64 {
+        let end = |base: u64, word: u64| base + 64 - u64::from(word.leading_zeros());
+        if let Some((number, page)) = self.far.iter().next_back() {
+            let last = page.seen.iter().rposition(|word| *word != 0);
+            let base = number * PAGE_CLUSTERS;
+            return last.map_or(base, |word| end(base + word as u64 * 64, page.seen[word]));
+        }
+        let Some(unit) = self.touched.iter().rposition(|touched| *touched) else {
+            return 0;
+        };
+        let words = &self.seen[..(unit + 1) * UNIT_PAGES * PAGE_WORDS];
+        let last = words.iter().rposition(|word| *word != 0);
+        last.map_or(0, |word| end(word as u64 * 64, words[word]))
+    }
+
+    /// Takes the references of another map of the same file in.
+    pub(crate) fn merge(&mut self, mut other: Self) {
+        self.settle();
+        other.settle();
+        self.references = self.references.saturating_add(other.references);
+        self.conflicts |= other.conflicts;
+        let units = other
+            .touched
+            .iter()
+            .enumerate()
+            .filter(|(_, touched)| **touched);
+        let units: Vec<usize> = units.map(|(unit, _)| unit).collect();
+        for unit in units {
+            for index in unit * UNIT_PAGES..(unit + 1) * UNIT_PAGES {
+                let (pages, _) = other.seen.as_chunks::<PAGE_WORDS>();
+                if pages[index] != [0; PAGE_WORDS] {
+                    let more = other.more[index].take();
+                    self.slot(index as u64).merge(&pages[index], more);
+                }
+            }
+        }
+        for (number, page) in other.far {
+            self.slot(number).merge(&page.seen, page.more);
+        }
+    }
+
     /// Bytes of memory taken, about.
+    #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -170,176 +351,20 @@ impl RefMap {
         self.bytes > SCATTERED_BYTES.saturating_add(sane)
     }
 
-    /// Numbers of all pages that exist, ascending.
-    pub(crate) fn page_numbers(&self) -> impl Iterator<Item = u64> + '_ {
-        let near = (0_u64..)
-            .zip(&self.near)
-            .filter_map(|(d, dir)| Some((d, dir.as_deref()?)));
-        let far = self
-            .far
-            .iter()
-            .filter_map(|(d, dir)| Some((*d, dir.as_deref()?)));
-        near.chain(far).flat_map(|(d, dir)| {
-            (0_u64..)
-                .zip(&dir.pages)
-                .filter(|(_, page)| page.is_some())
-                .map(move |(p, _)| d * DIRECTORY_PAGES as u64 + p)
-        })
-    }
-
-    /// The first page at or after `number` that exists.
-    pub(crate) fn next_page(&self, number: u64) -> Option<u64> {
-        let mut directory = number / DIRECTORY_PAGES as u64;
-        let mut first = number % DIRECTORY_PAGES as u64;
-        while directory < NEAR_DIRECTORIES {
-            let Some(slot) = self.near.get(usize::try_from(directory).ok()?) else {
-                break;
-            };
-            if let Some(found) = slot.as_deref().and_then(|d| d.next(first)) {
-                return Some(directory * DIRECTORY_PAGES as u64 + found);
-            }
-            directory += 1;
-            first = 0;
-        }
-        let start = number / DIRECTORY_PAGES as u64;
-        for (&directory, pages) in self.far.range(start.max(NEAR_DIRECTORIES)..) {
-            let first = if directory == start {
-                number % DIRECTORY_PAGES as u64
-            } else {
-                0
-            };
-            if let Some(found) = pages.as_deref().and_then(|pages| pages.next(first)) {
-                return Some(directory * DIRECTORY_PAGES as u64 + found);
-            }
-        }
-        None
-    }
-
-    /// Adds `weight` references to a cluster.
-    #[inline]
-    pub(crate) fn add(&mut self, cluster: u64, weight: u64, sharing: Sharing) {
-        self.references += 1;
-        let page = self.page_mut(cluster);
-        let at = within(cluster);
-        let bit = 1_u64 << (at % 64);
-        #[expect(clippy::indexing_slicing, reason = "a position in a page")]
-        let seen = &mut page.seen[at / 64];
-        if *seen & bit == 0 && weight == 1 && sharing == Sharing::Exclusive {
-            *seen |= bit;
-            return;
-        }
-        page.add_slowly(at, weight, sharing);
-    }
-
-    /// Marks a cluster as seen. Tells whether it was not before.
-    pub(crate) fn insert(&mut self, cluster: u64) -> bool {
-        self.references += 1;
-        let page = self.page_mut(cluster);
-        let at = within(cluster);
-        #[expect(clippy::indexing_slicing, reason = "a position in a page")]
-        let seen = &mut page.seen[at / 64];
-        let bit = 1_u64 << (at % 64);
-        let new = *seen & bit == 0;
-        *seen |= bit;
-        new
-    }
-
-    /// Adds `weight` references to each of `count` clusters from `first` on, for one exclusive owner each.
-    #[inline]
-    pub(crate) fn add_run(&mut self, first: u64, count: u64, weight: u64) {
-        self.references = self.references.saturating_add(count);
-        let mut cluster = first;
-        let end = first.saturating_add(count);
-        while cluster < end {
-            let stop = end.min((cluster / PAGE_CLUSTERS + 1) * PAGE_CLUSTERS);
-            let page = self.page_mut(cluster);
-            let from = within(cluster);
-            #[expect(clippy::cast_possible_truncation, reason = "within a page")]
-            let to = from + (stop - cluster) as usize;
-            page.add_run(from, to, weight);
-            cluster = stop;
-        }
-    }
-
-    /// The cluster behind the last one with a reference.
-    pub(crate) fn end(&self) -> u64 {
-        let Some(number) = self.last_page() else {
-            return 0;
-        };
-        let words = self.page(number).map_or([0; PAGE_WORDS], |page| page.seen);
-        let last = (0_u64..).zip(words).filter(|(_, word)| *word != 0).last();
-        let base = number * PAGE_CLUSTERS;
-        last.map_or(base, |(word, bits)| {
-            base + word * 64 + 64 - u64::from(bits.leading_zeros())
-        })
-    }
-
-    fn last_page(&self) -> Option<u64> {
-        let far = self
-            .far
-            .iter()
-            .next_back()
-            .and_then(|(d, dir)| Some((*d, dir.as_deref()?)));
-        let near = || {
-            let position = self.near.iter().rposition(Option::is_some)?;
-            Some((position as u64, self.near.get(position)?.as_deref()?))
-        };
-        let (number, directory) = far.or_else(near)?;
-        let page = directory.pages.iter().rposition(Option::is_some)?;
-        Some(number * DIRECTORY_PAGES as u64 + page as u64)
-    }
-
-    /// Marks those of the 64 clusters from `base` on (a multiple of 64) whose bits are set.
-    pub(crate) fn insert_word(&mut self, base: u64, bits: u64) {
-        if bits != 0 {
-            let page = self.page_mut(base);
-            #[expect(clippy::indexing_slicing, reason = "a position in a page")]
-            let seen = &mut page.seen[within(base) / 64];
-            *seen |= bits;
-        }
-    }
-
-    /// Which of the 64 clusters from `base` on (a multiple of 64) have references.
-    #[inline]
-    pub(crate) fn word(&self, base: u64) -> u64 {
-        let page = self.page(base / PAGE_CLUSTERS);
-        page.and_then(|page| page.seen.get(within(base) / 64))
-            .copied()
-            .unwrap_or(0)
-    }
-
-    /// How many references a cluster has.
-    pub(crate) fn weight(&self, cluster: u64) -> u64 {
-        self.page(cluster / PAGE_CLUSTERS)
-            .map_or(0, |page| page.weight(within(cluster)))
-    }
-
-    /// Whether a cluster has an owner.
-    pub(crate) fn is_seen(&self, cluster: u64) -> bool {
-        self.weight(cluster) > 0
-    }
-
-    /// Takes the references of another map in.
-    pub(crate) fn merge(&mut self, other: Self) {
-        let near = (0_u64..)
-            .zip(other.near)
-            .filter_map(|(d, dir)| Some((d, dir?)));
-        let far = other.far.into_iter().filter_map(|(d, dir)| Some((d, dir?)));
-        self.references = self.references.saturating_add(other.references);
-        for (number, directory) in near.chain(far) {
-            let base = number * DIRECTORY_PAGES as u64;
-            for (page_number, page) in (base..).zip(directory.pages) {
-                if let Some(page) = page {
-                    self.page_mut(page_number * PAGE_CLUSTERS).merge(*page);
-                }
-            }
-        }
-    }
-
     /// Clusters with owners that may not share them, ascending.
     pub(crate) fn conflicts(&self) -> impl Iterator<Item = u64> + '_ {
-        self.page_numbers().flat_map(move |number| {
-            let more = self.page(number).and_then(|page| page.more.as_ref());
+        let mut next = if self.conflicts {
+            self.next_page(0)
+        } else {
+            None
+        };
+        let pages = std::iter::from_fn(move || {
+            let number = next?;
+            next = self.next_page(number + 1);
+            Some(number)
+        });
+        pages.flat_map(move |number| {
+            let more = self.page(number).and_then(|page| page.more);
             let conflict = more.into_iter().flat_map(|more| more.conflict);
             (0_u64..)
                 .zip(conflict)
@@ -357,157 +382,6 @@ fn set_bits(base: u64, mut word: u64) -> impl Iterator<Item = u64> {
             base + bit
         })
     })
-}
-
-impl Directory {
-    fn next(&self, first: u64) -> Option<u64> {
-        let first = usize::try_from(first).ok()?;
-        let found = self.pages.get(first..)?.iter().position(Option::is_some)?;
-        u64::try_from(first + found).ok()
-    }
-}
-
-#[expect(
-    clippy::indexing_slicing,
-    reason = "positions in a page are below 512, its words 8"
-)]
-impl Page {
-    /// How many references the cluster at `at` has.
-    #[inline]
-    pub(crate) fn weight(&self, at: usize) -> u64 {
-        let bit = 1_u64 << (at % 64);
-        if self.seen[at / 64] & bit == 0 {
-            return 0;
-        }
-        match &self.more {
-            Some(more) if more.multi[at / 64] & bit != 0 => more.counts.get(at),
-            _ => 1,
-        }
-    }
-
-    /// Of the 64 clusters of word `word`: which have references, and which have their number in the counts.
-    #[inline]
-    pub(crate) fn word(&self, word: usize) -> (u64, u64) {
-        (
-            self.seen[word],
-            self.more.as_ref().map_or(0, |more| more.multi[word]),
-        )
-    }
-
-    /// Whether every cluster is referenced exactly once.
-    #[inline]
-    pub(crate) fn is_all_ones(&self) -> bool {
-        self.more
-            .as_ref()
-            .is_none_or(|more| more.multi.iter().all(|w| *w == 0))
-            && self.seen.iter().fold(u64::MAX, |all, w| all & w) == u64::MAX
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn add_slowly(&mut self, at: usize, weight: u64, sharing: Sharing) {
-        let bit = 1_u64 << (at % 64);
-        let word = at / 64;
-        let before = self.weight(at);
-        self.seen[word] |= bit;
-        let more = self.more.get_or_insert_with(More::new);
-        let packed = more.packed[word] & bit != 0;
-        match sharing {
-            Sharing::Packed if before == 0 => more.packed[word] |= bit,
-            Sharing::Packed if packed => {}
-            _ if before == 0 => {}
-            _ => {
-                more.conflict[word] |= bit;
-                more.packed[word] &= !bit;
-            }
-        }
-        let sum = before.saturating_add(weight);
-        if sum > 1 {
-            more.multi[word] |= bit;
-            more.counts.set(at, sum);
-        }
-    }
-
-    fn add_run(&mut self, from: usize, to: usize, weight: u64) {
-        let first = from / 64;
-        let last = (to - 1) / 64;
-        if weight == 1 {
-            let mut again = 0;
-            for word in first..=last {
-                let bits = run_mask(word, from, to);
-                again |= self.seen[word] & bits;
-            }
-            if again == 0 {
-                for word in first..=last {
-                    self.seen[word] |= run_mask(word, from, to);
-                }
-                return;
-            }
-        } else if (first..=last).all(|word| self.seen[word] & run_mask(word, from, to) == 0) {
-            let more = self.more.get_or_insert_with(More::new);
-            for word in first..=last {
-                self.seen[word] |= run_mask(word, from, to);
-                more.multi[word] |= run_mask(word, from, to);
-            }
-            more.counts.set_run(from, to, weight);
-            return;
-        }
-        for at in from..to {
-            self.add_slowly(at, weight, Sharing::Exclusive);
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        let untouched = self.more.is_none() && self.seen.iter().all(|w| *w == 0);
-        if untouched {
-            *self = other;
-            return;
-        }
-        let plain = self.more.is_none()
-            && other.more.is_none()
-            && self.seen.iter().zip(&other.seen).all(|(a, b)| a & b == 0);
-        if plain {
-            for (a, b) in self.seen.iter_mut().zip(&other.seen) {
-                *a |= b;
-            }
-            return;
-        }
-        let more = self.more.get_or_insert_with(More::new);
-        for word in 0..PAGE_WORDS {
-            let theirs = other.more.as_deref();
-            let their_packed = theirs.map_or(0, |m| m.packed[word]);
-            let their_multi = theirs.map_or(0, |m| m.multi[word]);
-            let both = self.seen[word] & other.seen[word];
-            // Where both have references, the sum is formed; else counts move over as they are.
-            let mut counted = both | their_multi;
-            while counted != 0 {
-                let bit = counted & counted.wrapping_neg();
-                counted &= counted - 1;
-                let at = word * 64 + bit.trailing_zeros() as usize;
-                let mine = if self.seen[word] & bit == 0 {
-                    0
-                } else if more.multi[word] & bit != 0 {
-                    more.counts.get(at)
-                } else {
-                    1
-                };
-                more.counts.set(at, mine.saturating_add(other.weight(at)));
-                more.multi[word] |= bit;
-            }
-            let clash = both & !(more.packed[word] & their_packed);
-            more.conflict[word] |= clash | theirs.map_or(0, |m| m.conflict[word]);
-            more.packed[word] = (more.packed[word] | their_packed) & !more.conflict[word];
-            self.seen[word] |= other.seen[word];
-        }
-    }
-}
-
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "bit numbers up to 64")]
-fn run_mask(word: usize, from: usize, to: usize) -> u64 {
-    let low = from.saturating_sub(word * 64).min(64) as u32;
-    let high = to.saturating_sub(word * 64).min(64) as u32;
-    mask(low, high)
 }
 
 #[cfg(test)]

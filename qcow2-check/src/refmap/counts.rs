@@ -11,14 +11,14 @@ const SPARSE_MAX: usize = 64;
 const LARGE: u8 = u8::MAX;
 
 /// Counts for some positions of a page. Only positions that were set may be asked for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
     form: Form,
     /// Counts the form has no room for.
     large: BTreeMap<u16, u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 enum Form {
     #[default]
     Empty,

@@ -57,12 +57,28 @@ impl Worker<'_, '_> {
             } else {
                 table.sequential_run(index, step)
             };
+            let scattered = if run == 1 {
+                self.scattered_run(at, table, index, &mut sequence)
+            } else {
+                0
+            };
+            if scattered > 0 {
+                index += scattered;
+                met += scattered as u64;
+                continue;
+            }
             if run > 0
                 && let Some(entry) = table.get(index)
             {
                 self.plain_run(at, index, entry, run, at.weight, &mut sequence);
                 index += run;
                 met += run as u64;
+                continue;
+            }
+            let packed = self.packed_run(at, table, index);
+            if packed > 0 {
+                index += packed;
+                met += packed as u64;
                 continue;
             }
             let empty = table.empty_run(index);
@@ -83,6 +99,93 @@ impl Worker<'_, '_> {
             met += 1;
         }
         met
+    }
+
+    /// Data clusters from `start` on with which nothing is wrong and that don't follow one another. Tells how many there are.
+    #[inline]
+    fn scattered_run(
+        &mut self,
+        at: &TableRef,
+        table: L2Table<'_>,
+        start: usize,
+        sequence: &mut Sequence,
+    ) -> usize {
+        let image = self.image;
+        let len = image.file_len();
+        let step = image.cluster_size();
+        let bits = image.cluster_bits();
+        if image.rules.external_data
+            || image.geometry.extended_l2()
+            || at.weight != 1
+            || image.guest_offset(at.l1_index + 1, 0) > image.header.virtual_size()
+        {
+            return 0;
+        }
+        let mut index = start;
+        let mut next = sequence.next;
+        let mut fragments = 0;
+        let mut all_copied = true;
+        while let Some(entry) = table.get(index) {
+            let Some(host) = entry.plain_data() else {
+                break;
+            };
+            let offset = host.get();
+            if offset == next || offset & (step - 1) != 0 || offset >= len {
+                break;
+            }
+            fragments += u64::from(next != 0);
+            next = offset + step;
+            all_copied &= entry.is_copied();
+            self.map.add_later(offset >> bits);
+            index += 1;
+        }
+        let count = (index - start) as u64;
+        if count == 0 {
+            return 0;
+        }
+        self.bound_memory();
+        sequence.next = next;
+        let counts = &mut self.tally.counts;
+        counts.allocated_clusters += count * at.active_refs;
+        counts.fragmented_clusters += fragments * at.active_refs;
+        self.tally.copied_suspect |= at.active && !all_copied;
+        index - start
+    }
+
+    /// Compressed entries from `start` on with which nothing is wrong. Tells how many there are.
+    #[inline]
+    fn packed_run(&mut self, at: &TableRef, table: L2Table<'_>, start: usize) -> usize {
+        let image = self.image;
+        let bits = image.cluster_bits();
+        let limit = image.file_len().saturating_add(image.cluster_size());
+        let mut index = start;
+        if image.rules.external_data || image.is_encrypted() {
+            return 0;
+        }
+        while let Some(entry) = table.get(index) {
+            let ClusterKind::Compressed(extent) = entry.kind(image.rules) else {
+                break;
+            };
+            let offset = extent.offset.get();
+            let end = offset.saturating_add(extent.len_bytes);
+            if entry.is_copied()
+                || entry.bitmap() != 0
+                || offset >= qcow2_format::geometry::HOST_OFFSET_LIMIT
+                || end >= limit
+            {
+                break;
+            }
+            for cluster in offset >> bits..=(end - 1) >> bits {
+                self.refer_packed(cluster, at.weight);
+            }
+            index += 1;
+        }
+        let count = (index - start) as u64 * at.active_refs;
+        let counts = &mut self.tally.counts;
+        counts.allocated_clusters += count;
+        counts.compressed_clusters += count;
+        counts.fragmented_clusters += count;
+        index - start
     }
 
     /// `run` data clusters one behind the other, each with the flags and subclusters of the first.
@@ -158,7 +261,15 @@ impl Worker<'_, '_> {
     ) {
         let image = self.image;
         let inside = image.inside(offset, count);
-        if inside > 0 {
+        if inside == 1 {
+            let cluster = offset >> image.cluster_bits();
+            if weight == 1 {
+                self.map.add_later(cluster);
+            } else {
+                self.map.add(cluster, weight, Sharing::Exclusive);
+            }
+            self.bound_memory();
+        } else if inside > 0 {
             self.map
                 .add_run(offset >> image.cluster_bits(), inside, weight);
             self.bound_memory();
@@ -213,6 +324,7 @@ impl Worker<'_, '_> {
     }
 
     /// Compressed data comes in the order of the file mostly, many pieces to a cluster: sum up before the map is asked.
+    #[inline]
     fn refer_packed(&mut self, cluster: u64, weight: u64) {
         if self.packed.0 == cluster {
             self.packed.1 = self.packed.1.saturating_add(weight);

@@ -36,7 +36,7 @@ impl L1Scan {
 /// Scans all L1 tables, counts references to L2 tables into nothing yet, and finds the duplicates.
 pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
     let windows = Window::plan(image);
-    let mut seen = RefMap::default();
+    let mut seen = RefMap::new(image.file_clusters());
     let mut again = Vec::new();
     let mut scan = L1Scan::default();
     let mut window = Window::default();

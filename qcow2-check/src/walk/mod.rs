@@ -102,7 +102,7 @@ impl<'a, 'i> Worker<'a, 'i> {
             image,
             shared,
             map_bytes_max: WORKER_MAPS_BYTES / threads.max(1),
-            map: RefMap::default(),
+            map: RefMap::new(image.file_clusters()),
             tally: Tally::default(),
             found: Collector::new(limit),
             buffer: Vec::new(),
@@ -114,7 +114,8 @@ impl<'a, 'i> Worker<'a, 'i> {
     #[inline]
     pub(super) fn bound_memory(&mut self) {
         if self.map.bytes() > self.map_bytes_max {
-            self.shared.take_in(std::mem::take(&mut self.map));
+            let fresh = self.map.fresh();
+            self.shared.take_in(std::mem::replace(&mut self.map, fresh));
         }
     }
 
@@ -140,7 +141,10 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
     let units = windows.count().saturating_add(duplicates);
     let next = AtomicU64::new(0);
     let pending = Mutex::new(Ordered::default());
-    let shared = Shared::default();
+    let shared = Shared {
+        map: Mutex::new(RefMap::new(image.file_clusters())),
+        scattered: AtomicBool::new(false),
+    };
     let parts = run.pool.broadcast(|_| {
         let mut worker = Worker::new(image, &shared, run.limit(), run.pool.current_num_threads());
         loop {
@@ -160,6 +164,7 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
             }
             run.progress(image.reader.bytes_read());
         }
+        worker.map.settle();
         (worker.map, worker.tally)
     });
     let scattered = shared.is_scattered();
@@ -179,7 +184,7 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
 }
 
 /// Where workers put their references when these take too much memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     map: Mutex<RefMap>,
     scattered: AtomicBool,

@@ -117,6 +117,17 @@ impl L2Entry {
         self.word & COPIED != 0
     }
 
+    /// Where the data lies, if nothing but an offset and perhaps the COPIED flag is set: what most entries of most images
+    /// are.
+    #[inline]
+    pub const fn plain_data(self) -> Option<HostOffset> {
+        let offset = self.word & !COPIED;
+        if offset & !OFFSET_MASK != 0 || offset == 0 {
+            return None;
+        }
+        Some(HostOffset::new(offset))
+    }
+
     /// Whether this is a compressed descriptor.
     pub const fn is_compressed(self) -> bool {
         self.word & COMPRESSED != 0

@@ -1,0 +1,192 @@
+//! A page of the reference map: 512 clusters.
+
+use super::Sharing;
+use super::counts::Counts;
+
+/// Clusters in a page: as many as a cache line has bits.
+pub(crate) const PAGE_CLUSTERS: u64 = 512;
+pub(super) const PAGE_WORDS: usize = 8;
+
+pub(super) type Words = [u64; PAGE_WORDS];
+
+/// What a page has besides its bits when clusters are referenced more than once, or shared by compressed data.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct More {
+    /// Clusters whose number of references stands in `counts`.
+    multi: Words,
+    /// Clusters that only compressed data refers to.
+    packed: Words,
+    /// Clusters with owners that may not share them.
+    pub(super) conflict: Words,
+    counts: Counts,
+}
+
+/// A page to look at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page<'a> {
+    /// Clusters with at least one reference.
+    pub(super) seen: &'a Words,
+    pub(super) more: Option<&'a More>,
+}
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "positions in a page are below 512, its words 8"
+)]
+impl Page<'_> {
+    /// How many references the cluster at `at` has.
+    #[inline]
+    pub(crate) fn weight(&self, at: usize) -> u64 {
+        weight(self.seen, self.more, at)
+    }
+
+    /// Of the 64 clusters of word `word`: which have references, and which have their number in the counts.
+    #[inline]
+    pub(crate) fn word(&self, word: usize) -> (u64, u64) {
+        (
+            self.seen[word],
+            self.more.map_or(0, |more| more.multi[word]),
+        )
+    }
+
+    /// How many references every cluster of the page has, if it is 0 or 1 for all.
+    #[inline]
+    pub(crate) fn uniform(&self) -> Option<u64> {
+        let all = self.seen.iter().fold(u64::MAX, |all, word| all & word);
+        let any = self.seen.iter().fold(0, |any, word| any | word);
+        match (any, all) {
+            (0, _) => Some(0),
+            (_, u64::MAX) if self.more.is_none_or(|more| more.multi == [0; PAGE_WORDS]) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+#[inline]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "positions in a page are below 512, its words 8"
+)]
+fn weight(seen: &Words, more: Option<&More>, at: usize) -> u64 {
+    let bit = 1_u64 << (at % 64);
+    if seen[at / 64] & bit == 0 {
+        return 0;
+    }
+    match more {
+        Some(more) if more.multi[at / 64] & bit != 0 => more.counts.get(at),
+        _ => 1,
+    }
+}
+
+/// A page to be changed.
+pub(super) struct Slot<'a> {
+    pub(super) seen: &'a mut Words,
+    pub(super) more: &'a mut Option<Box<More>>,
+    pub(super) bytes: &'a mut usize,
+    pub(super) conflicts: &'a mut bool,
+}
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "positions in a page are below 512, its words 8"
+)]
+impl Slot<'_> {
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_with(|| {
+            *self.bytes += size_of::<More>() + 128;
+            Box::default()
+        })
+    }
+
+    /// Adds references to the cluster at `at`, in any case there is.
+    pub(super) fn add(&mut self, at: usize, weight: u64, sharing: Sharing) {
+        let bit = 1_u64 << (at % 64);
+        let word = at / 64;
+        let before = self::weight(self.seen, self.more.as_deref(), at);
+        self.seen[word] |= bit;
+        if before == 0 && weight == 1 && sharing == Sharing::Exclusive {
+            return;
+        }
+        let more = self.more();
+        let mut clash = false;
+        match sharing {
+            Sharing::Packed if before == 0 => more.packed[word] |= bit,
+            Sharing::Packed if more.packed[word] & bit != 0 => {}
+            _ if before == 0 => {}
+            _ => {
+                more.conflict[word] |= bit;
+                more.packed[word] &= !bit;
+                clash = true;
+            }
+        }
+        let sum = before.saturating_add(weight);
+        if sum > 1 {
+            more.multi[word] |= bit;
+            more.counts.set(at, sum);
+        }
+        *self.conflicts |= clash;
+    }
+
+    /// Adds references to the clusters at `from..to`, one exclusive owner each.
+    pub(super) fn add_run(&mut self, from: usize, to: usize, weight: u64) {
+        let words = from / 64..=(to - 1) / 64;
+        let bits = |word: usize| super::run_mask(word as u64, from as u64, to as u64);
+        if words.clone().any(|word| self.seen[word] & bits(word) != 0) {
+            for at in from..to {
+                self.add(at, weight, Sharing::Exclusive);
+            }
+            return;
+        }
+        for word in words.clone() {
+            self.seen[word] |= bits(word);
+        }
+        if weight > 1 {
+            let more = self.more();
+            for word in words {
+                more.multi[word] |= bits(word);
+            }
+            more.counts.set_run(from, to, weight);
+        }
+    }
+
+    /// Takes the references of the same page of another map in.
+    pub(super) fn merge(&mut self, seen: &Words, theirs: Option<Box<More>>) {
+        let both = |mine: &Words| mine.iter().zip(seen).fold(0, |both, (a, b)| both | a & b);
+        if self.more.is_none() && both(self.seen) == 0 {
+            if theirs.is_some() {
+                *self.bytes += size_of::<More>() + 128;
+            }
+            *self.more = theirs;
+        } else if theirs.is_some() || both(self.seen) != 0 {
+            self.merge_more(seen, theirs.as_deref());
+        }
+        for (mine, theirs) in self.seen.iter_mut().zip(seen) {
+            *mine |= theirs;
+        }
+    }
+
+    fn merge_more(&mut self, seen: &Words, theirs: Option<&More>) {
+        let mine = *self.seen;
+        let mut clashes = 0;
+        let more = self.more();
+        for word in 0..PAGE_WORDS {
+            let both = mine[word] & seen[word];
+            // Where both have references, the sum is formed; else counts move over as they are.
+            let mut counted = both | theirs.map_or(0, |theirs| theirs.multi[word]);
+            while counted != 0 {
+                let bit = counted & counted.wrapping_neg();
+                counted &= counted - 1;
+                let at = word * 64 + bit.trailing_zeros() as usize;
+                let sum = weight(&mine, Some(more), at).saturating_add(weight(seen, theirs, at));
+                more.counts.set(at, sum);
+                more.multi[word] |= bit;
+            }
+            let their_packed = theirs.map_or(0, |theirs| theirs.packed[word]);
+            let clash = both & !(more.packed[word] & their_packed);
+            more.conflict[word] |= clash | theirs.map_or(0, |theirs| theirs.conflict[word]);
+            more.packed[word] = (more.packed[word] | their_packed) & !more.conflict[word];
+            clashes |= clash;
+        }
+        *self.conflicts |= clashes != 0;
+    }
+}

@@ -85,7 +85,7 @@ pub(crate) fn object(audited: &Audited, deny_hazards: bool) -> serde_json::Resul
         verdict: audited.verdict(),
         exit_code: audited.exit_code(deny_hazards),
         qemu_verdict: audited.error.is_none().then(|| report.qemu_verdict()),
-        complete: report.complete,
+        complete: report.complete && !report.cancelled && audited.error.is_none(),
         cancelled: report.cancelled,
         error: audited.error.as_deref(),
         beyond_qemu: Beyond {

@@ -55,7 +55,7 @@ impl Progress {
     pub(crate) fn new(visible: bool, interrupt: &Interrupt) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         if let Ok(style) = ProgressStyle::with_template(
-            "{prefix:>12} [{bar:32}] {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left",
+            "{prefix:>10} [{bar:24}] {bytes} of {total_bytes}, {eta} left",
         ) {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -76,8 +76,10 @@ pub(crate) fn render(audited: &Audited, extent: Extent, look: Look) -> String {
     if let Some(facts) = &audited.facts {
         indented(&mut lines, &clean(&facts.words().join(", ")));
     }
+    // Counts of a part would mislead.
     if audited.error.is_none()
         && !audited.report.fatal
+        && !audited.report.cancelled
         && audited.report.counts.image_end_offset > 0
     {
         indented(&mut lines, &counts(audited));
@@ -90,7 +92,8 @@ pub(crate) fn render(audited: &Audited, extent: Extent, look: Look) -> String {
         };
         let transient = match reading.transient {
             0 => String::new(),
-            n => format!(" {} came and went and is left out.", plural(n, "finding")),
+            1 => " A finding that came and went is left out.".to_owned(),
+            n => format!(" {n} findings that came and went are left out."),
         };
         let passes = plural(reading.passes as u64, "time");
         let text = format!("Read {passes} beside a writer; {settled}.{transient}");

@@ -302,3 +302,63 @@ fn limits_are_errors() {
         Err(SynthError::NotInVersion2 { .. })
     ));
 }
+
+/// An image with data, compressed clusters that share one, and a snapshot, as far as the refcounts are wide enough.
+fn of_all_kinds(
+    file: &File,
+    version: Version,
+    cluster_bits: u32,
+    refcount_order: u32,
+) -> Result<(), SynthError> {
+    let geometry = Geometry::new(cluster_bits, refcount_order, false)?;
+    let size = 3 * geometry.l2_coverage() - geometry.cluster_size();
+    let mut image = Builder::new(version, geometry, size);
+    let last = geometry.clusters_for(size) - 1;
+    for guest in [0, 1, 3, last] {
+        image.data(GuestCluster::new(guest), &[0xda; 512])?;
+    }
+    if version == Version::V3 {
+        image.zero(GuestCluster::new(5), Zero::Plain)?;
+        image.zero(GuestCluster::new(6), Zero::Allocated)?;
+    }
+    let payload = deflate(&vec![0xcc; geometry.cluster_len()]);
+    image.compressed(GuestCluster::new(8), &payload)?;
+    // Two in one cluster, in two trees: four references.
+    if refcount_order > 1 {
+        image.compressed(GuestCluster::new(9), &payload)?;
+    }
+    if refcount_order > 0 {
+        image.snapshot("first", b"state")?;
+        image.data(GuestCluster::new(1), &[0xdb; 512])?;
+        image.data(GuestCluster::new(10), &[])?;
+    }
+    image.finish(file)
+}
+
+#[test]
+fn qemu_finds_images_of_every_geometry_sound() {
+    if !has_qemu() {
+        return;
+    }
+    let cluster_sizes = [9, 10, 12, 16, 21].map(|bits| (Version::V3, bits, 4));
+    let refcounts = [0, 1, 2, 3, 5, 6].map(|order| (Version::V3, 12, order));
+    let old = [9, 16].map(|bits| (Version::V2, bits, 4));
+    let all = cluster_sizes.into_iter().chain(refcounts).chain(old);
+    for (version, bits, order) in all {
+        let (dir, path) = written("small.qcow2", |file| {
+            of_all_kinds(file, version, bits, order)
+        });
+        let report = checked(&path);
+        let counts = qemu_counts(&path, &["-f", "qcow2", "small.qcow2"]);
+        assert_eq!(report.counts, counts, "{version:?}, {bits}, {order}");
+        let reads = [
+            (0, "0xda"),
+            (1, if order > 0 { "0xdb" } else { "0xda" }),
+            (8, "0xcc"),
+        ];
+        for (cluster, byte) in reads {
+            let read = format!("read -P {byte} {} 512", cluster << bits);
+            qemu("qemu-io", dir.path(), &["-r", "-c", &read, "small.qcow2"]);
+        }
+    }
+}

@@ -7,7 +7,7 @@ const MIB: f64 = 1_048_576.0;
 /// The heading of the columns, as wide as [`row`] makes them.
 pub(super) fn heading() -> String {
     format!(
-        "{:<20} {:>12} {:>10} {:>16} {:>10} {:>16} {:>22}",
+        "{:<20} {:>10} {:>10} {:>22} {:>10} {:>22} {:>27}",
         "image", "qemu-img", "ours", "ratio", "read", "ours/read", "memory"
     )
 }
@@ -15,18 +15,20 @@ pub(super) fn heading() -> String {
 /// One case: medians, and every ratio with what is expected of it.
 pub(super) fn row(outcome: &Outcome) -> String {
     let judged = |value: String, is_kept: bool| {
-        let mark = if is_kept { "ok" } else { "OVER" };
+        let mark = if is_kept { "ok" } else { "MISSED" };
         format!("{value} {mark}")
     };
     // A run that was broken off proves a part of the ratio only.
     let at_least = if outcome.qemu_timed_out { ">" } else { "" };
-    let ratio = judged(
-        format!(
-            "{at_least}{:.1} (>={:.0})",
-            outcome.ratio, outcome.budget.faster_than_qemu
-        ),
-        outcome.keeps_ratio(),
+    let ratio = format!(
+        "{at_least}{:.1} (>={:.0})",
+        outcome.ratio, outcome.budget.faster_than_qemu
     );
+    let ratio = if outcome.qemu_timed_out && !outcome.keeps_ratio() {
+        format!("{ratio} unknown")
+    } else {
+        judged(ratio, outcome.keeps_ratio())
+    };
     let reading = match outcome.budget.times_reading {
         Some(most) => judged(
             format!("{:.2} (<={most})", outcome.times_reading),
@@ -43,7 +45,7 @@ pub(super) fn row(outcome: &Outcome) -> String {
         outcome.keeps_memory(),
     );
     format!(
-        "{:<20} {:>12} {:>10} {ratio:>16} {:>10} {reading:>16} {memory:>22}",
+        "{:<20} {:>10} {:>10} {ratio:>22} {:>10} {reading:>22} {memory:>27}",
         outcome.name,
         format!("{at_least}{}", seconds(outcome.qemu_median)),
         seconds(outcome.ours_median),

@@ -22,7 +22,8 @@ pub const MAX_LAYERS: usize = 200;
 
 /// Which of the files that an image names may be opened.
 ///
-/// Names with a protocol prefix and `json:` descriptions are never followed, whatever the policy.
+/// Names with a protocol prefix and `json:` descriptions are never followed, whatever the policy. The policy trusts whoever
+/// can rename files in what it allows while the walk is under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum References {
@@ -299,7 +300,10 @@ impl Policy {
         if name.contains(&0) {
             return refused(Refusal::Nul);
         }
-        let path = directory(image).join(OsStr::from_bytes(name));
+        let path = image
+            .parent()
+            .unwrap_or(Path::new(""))
+            .join(OsStr::from_bytes(name));
         let missing = |error: std::io::Error| Link::Missing {
             path: path.clone(),
             error: error.to_string(),
@@ -308,7 +312,10 @@ impl Policy {
             Ok(canonical) => canonical,
             Err(error) => {
                 // Nobody shall learn of what is missing where nothing may be looked for.
-                let reached = path.ancestors().find_map(|up| fs::canonicalize(up).ok());
+                let reached = path
+                    .ancestors()
+                    .map(|up| if up == "" { Path::new(".") } else { up })
+                    .find_map(|up| fs::canonicalize(up).ok());
                 return match reached {
                     Some(reached) if self.allows(&reached) => Err(missing(error)),
                     None if matches!(self, Self::All) => Err(missing(error)),

@@ -96,7 +96,7 @@ pub(crate) struct Args {
     online: bool,
 
     /// Tell who owns the cluster at this offset of the image file: decimal or 0x…, perhaps with k, M, G or T
-    #[arg(long, value_name = "HOST_OFFSET", value_parser = owner::parse_offset)]
+    #[arg(long, value_name = "HOST_OFFSET", value_parser = owner::parse_offset, conflicts_with_all = ["chain", "deny_hazards", "all", "max_findings"])]
     owner: Option<u64>,
 
     /// Explain a finding's code; without CODE, or with `list`, name all codes

@@ -1,5 +1,6 @@
 //! A bar on the terminal while an image is checked, and the end of the check when the user asks for it.
 
+use std::io::{self, IsTerminal as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ pub(crate) struct Progress {
     /// Bytes read when the phase began.
     base: AtomicU64,
     read: AtomicU64,
+    /// Bytes that the phase will read; the bar's own copy is behind a lock.
+    length: AtomicU64,
     interrupt: Interrupt,
     visible: bool,
 }
@@ -65,8 +68,9 @@ impl Progress {
             shown: Once::new(),
             base: AtomicU64::new(0),
             read: AtomicU64::new(0),
+            length: AtomicU64::new(0),
             interrupt: interrupt.clone(),
-            visible,
+            visible: visible && io::stderr().is_terminal(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Monitor for Progress {
     fn phase(&self, phase: Phase, bytes: u64) {
         self.base
             .store(self.read.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.length.store(bytes, Ordering::Relaxed);
         self.bar.set_prefix(phase.to_string());
         self.bar.set_length(bytes);
         self.bar.set_position(0);
@@ -93,7 +98,7 @@ impl Monitor for Progress {
         let before = self.read.fetch_max(bytes, Ordering::Relaxed);
         let done = bytes.max(before) - self.base.load(Ordering::Relaxed).min(before);
         // What a phase will read is an estimate.
-        if self.bar.length().is_some_and(|length| done > length) {
+        if self.length.fetch_max(done, Ordering::Relaxed) < done {
             self.bar.set_length(done);
         }
         self.bar.set_position(done);
@@ -107,5 +112,30 @@ impl Monitor for Progress {
 
     fn is_cancelled(&self) -> bool {
         self.interrupt.is_set()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qcow2_check::{Options, Verdict, audit, synth};
+    use qcow2_io::Memory;
+
+    use super::*;
+
+    #[test]
+    fn an_interrupt_ends_the_check_and_is_told() {
+        let image = Memory::new();
+        synth::demo(&image).unwrap();
+        let interrupt = Interrupt::default();
+        let progress = Progress::new(true, &interrupt);
+        let options = Options {
+            monitor: Some(&progress),
+            ..Options::default()
+        };
+        assert!(!audit(&image, &options).cancelled);
+        interrupt.0.store(true, Ordering::Relaxed);
+        let report = audit(&image, &options);
+        assert!(report.cancelled);
+        assert_eq!(report.verdict(), Verdict::Incomplete);
     }
 }

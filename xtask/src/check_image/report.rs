@@ -7,8 +7,8 @@ use qcow2_check::{Code, Report, Severity, Verdict};
 use super::audited::Audited;
 use super::text::{Look, clean, cut, percent, plural, shown, size, wrap};
 
-/// Lines of a report that was not asked for more.
-const SCREEN_LINES: usize = 24;
+/// Lines of a report that was not asked for more: a small screen, and one left for the prompt.
+const SCREEN_LINES: usize = 23;
 /// Places shown of each kind, where there is room.
 const PLACES_SHOWN: usize = 3;
 
@@ -41,6 +41,7 @@ impl Extent {
 pub(crate) fn verdict_words(audited: &Audited) -> &'static str {
     match audited.verdict() {
         _ if audited.error.is_some() => "can't be checked",
+        _ if !audited.is_qcow2 => "no qcow2 image",
         _ if audited.report.cancelled => "not checked to the end",
         Verdict::Incomplete => "can't be checked in full",
         Verdict::Corrupt => "corrupt",
@@ -138,6 +139,7 @@ fn meaning(audited: &Audited) -> String {
     }
     let report = &audited.report;
     let mut text = match report.verdict() {
+        _ if !audited.is_qcow2 => "It does not start as qcow2 images do.".to_owned(),
         _ if report.cancelled => "You ended the check early; this is what it had found.".to_owned(),
         Verdict::Incomplete => {
             "Something could not be read or understood; what it hides is unknown.".to_owned()
@@ -230,7 +232,12 @@ fn findings(report: &Report, extent: Extent, look: Look, lines: &mut Vec<String>
     let heads: usize = groups.iter().map(|group| group.head.len()).sum();
     if heads > room {
         for group in &mut groups {
-            group.head.truncate(1);
+            if group.head.len() > 1 {
+                group.head.truncate(1);
+                if let Some(line) = group.head.last_mut() {
+                    line.push_str(" …");
+                }
+            }
         }
     }
     let mut left = room;

@@ -1,6 +1,7 @@
 //! From arguments to images: folders give the images in them.
 
 use std::fs;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,8 @@ pub(crate) struct Inputs {
     pub(crate) images: Vec<PathBuf>,
     /// Files in folders that are no qcow2 images.
     pub(crate) skipped: u64,
+    /// What could not be looked at below the folders, and why.
+    pub(crate) unreadable: Vec<String>,
     /// Whether any argument was a folder.
     pub(crate) from_folder: bool,
 }
@@ -33,7 +36,7 @@ pub(crate) fn expand(arguments: &[PathBuf]) -> Result<Inputs> {
         inputs.from_folder = true;
         let before = inputs.images.len();
         walk(path, &mut inputs)?;
-        if inputs.images.len() == before {
+        if inputs.images.len() == before && inputs.unreadable.is_empty() {
             bail!("there is no qcow2 image in {}", shown(path));
         }
     }
@@ -42,38 +45,48 @@ pub(crate) fn expand(arguments: &[PathBuf]) -> Result<Inputs> {
 
 /// Depth first, with a list instead of recursion: folders may be nested as deep as they like.
 fn walk(folder: &Path, inputs: &mut Inputs) -> Result<()> {
-    let mut waiting = vec![folder.to_owned()];
+    let failed = |path: &Path| format!("{} can't be read", shown(path));
+    let mut waiting = entries(folder).with_context(|| failed(folder))?;
     while let Some(path) = waiting.pop() {
-        let failed = || format!("{} can't be read", shown(&path));
-        let kind = fs::symlink_metadata(&path)
-            .with_context(failed)?
-            .file_type();
-        // The folder that the user named may be a link.
-        if kind.is_dir() || path == folder {
-            let mut entries = fs::read_dir(&path)
-                .and_then(|entries| {
-                    entries
-                        .map(|entry| entry.map(|entry| entry.path()))
-                        .collect::<Result<Vec<_>, _>>()
-                })
-                .with_context(failed)?;
-            entries.sort_unstable_by(|a, b| b.cmp(a));
-            waiting.append(&mut entries);
-        } else if kind.is_file() && is_candidate(&path) {
-            inputs.images.push(path);
-        } else {
-            inputs.skipped += 1;
+        let kind = fs::symlink_metadata(&path).map(|meta| meta.file_type());
+        let below = match kind {
+            Ok(kind) if kind.is_dir() => entries(&path),
+            Ok(kind) if kind.is_file() && is_candidate(&path) => {
+                inputs.images.push(path);
+                continue;
+            }
+            Ok(_) => {
+                inputs.skipped += 1;
+                continue;
+            }
+            Err(error) => Err(error),
+        };
+        match below {
+            Ok(mut below) => waiting.append(&mut below),
+            // One closed door is no reason to leave the others alone.
+            Err(error) => {
+                let told = format!("{}: {error}", failed(&path));
+                inputs.unreadable.push(told);
+            }
         }
     }
     Ok(())
 }
 
+/// What is in a folder, the last name first.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut entries = fs::read_dir(folder)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    entries.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(entries)
+}
+
 /// Whether a file starts as qcow2 does. One that can't be read is a candidate, too: its audit will say why.
 fn is_candidate(path: &Path) -> bool {
-    use std::io::Read as _;
     let mut magic = [0; 4];
     match fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
         Ok(()) => magic == raw::Header::MAGIC,
-        Err(error) => error.kind() != std::io::ErrorKind::UnexpectedEof,
+        Err(error) => error.kind() != ErrorKind::UnexpectedEof,
     }
 }

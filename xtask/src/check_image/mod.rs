@@ -270,7 +270,10 @@ impl Auditor<'_> {
             done += 1;
         }
         let left = inputs.images.len() as u64 - done;
-        if left > 0 {
+        for told in &inputs.unreadable {
+            eprintln!("error: {told}");
+        }
+        if left > 0 || !inputs.unreadable.is_empty() {
             summary.code = worst(summary.code, 1);
         }
         if several && args.format == Format::Human && !args.quiet {

@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use qcow2_check::Code;
 
@@ -191,6 +191,23 @@ fn folders_give_their_images_in_order_and_links_are_not_followed() {
     assert_eq!(last, "3 images: 3 sound; 4 files skipped, not qcow2");
     // An argument that is a link is meant.
     assert_eq!(bench.check(["images/link"]).code, 0);
+}
+
+#[test]
+fn a_folder_that_can_not_be_read_does_not_hide_the_others() {
+    let bench = Workbench::new();
+    fs::create_dir_all(bench.path("images/closed")).unwrap();
+    bench.sound("images/disk");
+    let closed = bench.path("images/closed");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    // To root no door is closed.
+    let refused = fs::read_dir(&closed).is_err();
+    let answer = bench.check(["images"]);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(answer.stdout.contains("images/disk: sound\n"));
+    let told = answer.stderr.contains("images/closed can't be read");
+    assert_eq!(told, refused);
+    assert_eq!(answer.code, i32::from(refused));
 }
 
 #[test]

@@ -1,7 +1,19 @@
 //! The checker as a whole, seen from outside.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "what goes wrong in a test may end it, and helpers are part of the tests"
+)]
 
 /// The reference program, which the other modules ask.
 mod oracle;
 
 /// Images as QEMU makes them, sound or left behind by a crash: every number must be QEMU's.
 mod matrix;
+
+/// Images made to stall or exhaust a checker, each in a process of its own.
+mod hostile;
+
+/// What holds for any bytes, any number of threads and any failure of the storage.
+mod properties;

@@ -54,13 +54,6 @@ pub(crate) struct Judgement {
     pub(crate) message: String,
 }
 
-impl Judgement {
-    /// Whether QEMU refused to open the image, so that nothing was checked.
-    pub(crate) fn is_refusal(&self) -> bool {
-        self.exit == Some(1) && self.counts.is_none() && self.message.contains("Could not open")
-    }
-}
-
 /// How the tools must be told of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {

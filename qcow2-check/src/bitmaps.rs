@@ -133,6 +133,9 @@ fn judge(image: &Image<'_>, entry: &BitmapEntry, place: &Place, run: &Run<'_>) {
 /// Counts the references of all bitmap tables, and judges them.
 pub(crate) fn count(image: &Image<'_>, bitmaps: &[BitmapInfo], map: &mut RefMap, run: &Run<'_>) {
     for (number, bitmap) in (0_u64..).zip(bitmaps) {
+        if map.is_scattered() {
+            return;
+        }
         let mut last = BitmapCluster::AllZeros;
         each_entry(image, bitmap, run, |index, entry| {
             last = entry.kind();

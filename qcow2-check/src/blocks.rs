@@ -114,7 +114,7 @@ pub(crate) fn load(image: &Image<'_>, map: &mut RefMap, run: &Run<'_>) -> Blocks
             Code::CheckLimited,
             Place::of(Structure::RefcountTable).at(offset, len),
             format!(
-                "{shared} refcount blocks share their clusters; {SHARED_MAX} of them were compared"
+                "more than {SHARED_MAX} refcount blocks share clusters or are scattered absurdly"
             ),
         ));
     }
@@ -185,6 +185,10 @@ fn judge(
                 image.past_end(offset),
             ));
         }
+    }
+    if map.is_scattered() {
+        *shared = SHARED_MAX + 1;
+        return BlockRef::Skipped;
     }
     let owners = map.weight(cluster);
     if owners.min(refcount_max) != 1 {

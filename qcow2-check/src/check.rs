@@ -67,11 +67,13 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     bitmaps::count(image, &loaded.bitmaps, &mut map, run);
 
     let scan = walk::scan(image, run);
+    if scan.scattered || map.is_scattered() {
+        return limited(run);
+    }
     run.phase(Phase::References, scan.l1_entries << image.cluster_bits());
     let walked = walk::walk(image, &scan, run);
     map.merge(walked.map);
     let tally = walked.tally;
-    let scattered = scan.scattered || walked.scattered;
     {
         let mut counts = run.counts();
         counts.check_errors = counts
@@ -83,11 +85,8 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
         counts.fragmented_clusters = tally.counts.fragmented_clusters;
         counts.total_clusters = image.geometry.clusters_for(image.header.virtual_size());
     }
-    if scattered {
-        let place = Place::of(Structure::L2Table);
-        let detail = "references are scattered so widely that they can't be kept in memory";
-        run.find(Finding::new(Code::CheckLimited, place, detail));
-        return false;
+    if walked.scattered {
+        return limited(run);
     }
     let blocks = blocks::load(image, &mut map, run);
     let complete = loaded.defects.iter().all(|defect| !defect.is_refused())
@@ -114,6 +113,9 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     if conflicts && !run.is_cancelled() {
         owners::conflicts(loaded, &map, &scan, &blocks, run);
     }
+    if run.is_cancelled() {
+        return false;
+    }
     tallied_notes(image, &tally, run);
     crate::audit::file_end(image, compared.end, run);
     crate::audit::crypto(image, run);
@@ -121,6 +123,14 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
         crate::audit::hazards(loaded, &scan, &tally, run);
     }
     complete
+}
+
+/// Ends a check that would take absurd memory.
+fn limited(run: &Run<'_>) -> bool {
+    let place = Place::of(Structure::File);
+    let detail = "references are scattered so widely, or repeated so often, that they can't be kept in memory";
+    run.find(Finding::new(Code::CheckLimited, place, detail));
+    false
 }
 
 fn count_metadata(image: &Image<'_>, map: &mut RefMap, run: &Run<'_>) {

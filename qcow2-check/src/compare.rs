@@ -334,7 +334,7 @@ impl<'a, 'i> Worker<'a, 'i> {
             let image = self.image;
             let max = self.max;
             self.found.add_with(Code::RefcountOverflow, excess, || {
-                let place = Place::of(Structure::Data)
+                let place = Place::of(Structure::Cluster)
                     .at(cluster << image.cluster_bits(), image.cluster_size());
                 (
                     place,
@@ -403,7 +403,7 @@ impl<'a, 'i> Worker<'a, 'i> {
         let image = self.image;
         self.found.add_with(code, count, || {
             let bits = image.cluster_bits();
-            let place = Place::of(Structure::Data).at(first << bits, count << bits);
+            let place = Place::of(Structure::Cluster).at(first << bits, count << bits);
             let detail = if count == 1 {
                 format!("refcount {on_disk}, references {expected}")
             } else {

@@ -65,6 +65,8 @@ pub enum Structure {
     Data,
     /// A cluster of compressed guest data.
     CompressedData,
+    /// A cluster of the image file, whoever owns it.
+    Cluster,
     /// The image file as a whole.
     File,
 }
@@ -85,6 +87,7 @@ impl fmt::Display for Structure {
             Self::CryptoHeader => "encryption header",
             Self::Data => "guest data",
             Self::CompressedData => "compressed guest data",
+            Self::Cluster => "cluster",
             Self::File => "file",
         })
     }

@@ -6,6 +6,10 @@
 //! what the file holds, not what it claims.
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod audit;
 mod bitmaps;
 mod blocks;

@@ -284,6 +284,7 @@ fn tables(image: &Image<'_>, scan: &L1Scan, wanted: &RefMap, run: &Run<'_>) -> V
             buffer: Vec::new(),
         };
         let mut window = Window::default();
+        let (mut tables, mut trees) = (Vec::new(), Vec::new());
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
             if unit > plan.count() || run.is_cancelled() {
@@ -298,10 +299,15 @@ fn tables(image: &Image<'_>, scan: &L1Scan, wanted: &RefMap, run: &Run<'_>) -> V
             }
             window.load(image, &plan, unit, |_, _, _| {});
             for index in window.indices() {
-                for (offset, trees) in window.trees_by_table(image, index) {
-                    if !scan.is_duplicate(offset) {
-                        seeker.table(offset, index, &trees);
-                    }
+                window.trees_by_table(image, index, &mut tables);
+                for same in tables.chunk_by(|a, b| a.0 == b.0) {
+                    let Some((offset, _)) = same.first().filter(|(at, _)| !scan.is_duplicate(*at))
+                    else {
+                        continue;
+                    };
+                    trees.clear();
+                    trees.extend(same.iter().map(|(_, snapshot)| *snapshot));
+                    seeker.table(*offset, index, &trees);
                 }
             }
         }

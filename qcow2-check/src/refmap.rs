@@ -1,10 +1,9 @@
 //! Expected references: how often each host cluster is referenced, and whether its owners may share it.
 //!
 //! Nearly every cluster of an image is referenced exactly once. So a reference is a bit; only a page of 512 clusters with
-//! some that are referenced several times has anything more. The bits of the file's own clusters lie in one zeroed
-//! allocation, of which the operating system provides what is touched: memory follows the references met, not what the
-//! image claims, and setting a bit takes a single access to memory even where entries lead everywhere. Each worker fills a
-//! map of its own and they are merged afterwards: counters shared between threads cost more than they give.
+//! some that are referenced several times has anything more. The bits lie in chunks of 4 KiB that exist where there are
+//! references: memory follows the references met, not what the image claims. Each worker fills a map of its own and they are
+//! merged afterwards: counters shared between threads cost more than they give.
 
 mod counts;
 mod page;
@@ -18,11 +17,14 @@ pub(crate) use page::{PAGE_CLUSTERS, Page};
 use page::{PAGE_WORDS, Words};
 use scatter::Scatter;
 
-/// Clusters whose bits lie in the flat array, at most. References to others are those of huge sparse files.
-const FLAT_CLUSTERS_MAX: u64 = 1 << 30;
-/// Pages in a unit of memory that the operating system provides: 4096 bytes of bits.
-const UNIT_PAGES: usize = 64;
-const UNIT_BYTES: usize = UNIT_PAGES * PAGE_WORDS * 8;
+/// Clusters whose chunks are found by index, at most. References to others are those of huge sparse files.
+const NEAR_CLUSTERS_MAX: u64 = 1 << 30;
+/// Clusters in a page, to index memory with.
+const PAGE_LEN: usize = PAGE_WORDS * 64;
+/// Pages in a chunk.
+const CHUNK_PAGES: usize = 64;
+const CHUNK_WORDS: usize = CHUNK_PAGES * PAGE_WORDS;
+const CHUNK_CLUSTERS: u64 = PAGE_CLUSTERS * CHUNK_PAGES as u64;
 /// Bytes that references may take, however widely they are scattered.
 const SCATTERED_BYTES: usize = 96 << 20;
 
@@ -38,13 +40,8 @@ pub(crate) enum Sharing {
 /// Expected references to host clusters.
 #[derive(Debug, Default)]
 pub(crate) struct RefMap {
-    /// Clusters with at least one reference.
-    seen: Vec<u64>,
-    /// What pages have besides.
-    more: Vec<Option<Box<More>>>,
-    /// Units of `seen` that are in use.
-    touched: Vec<bool>,
-    /// Pages behind the flat array.
+    near: Vec<Option<Box<Chunk>>>,
+    /// Pages behind the chunks.
     far: BTreeMap<u64, Box<FarPage>>,
     /// Bytes of memory taken, about.
     bytes: usize,
@@ -55,10 +52,34 @@ pub(crate) struct RefMap {
     scatter: Scatter,
 }
 
+#[derive(Debug)]
+struct Chunk {
+    /// Clusters with at least one reference.
+    seen: [u64; CHUNK_WORDS],
+    /// What pages have besides: nothing, or a place for each page.
+    more: Vec<Option<Box<More>>>,
+}
+
 #[derive(Debug, Default)]
 struct FarPage {
     seen: Words,
-    more: Option<Box<More>>,
+    more: Vec<Option<Box<More>>>,
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self {
+            seen: [0; CHUNK_WORDS],
+            more: Vec::new(),
+        }
+    }
+}
+
+impl Chunk {
+    fn bytes(&self) -> usize {
+        let more = self.more.iter().flatten().map(|more| more.bytes());
+        size_of::<Self>() + self.more.len() * size_of::<usize>() + more.sum::<usize>()
+    }
 }
 
 #[inline]
@@ -83,103 +104,119 @@ fn run_mask(word: u64, from: u64, to: u64) -> u64 {
     mask(low, high)
 }
 
+/// Which chunk a cluster is in, and where in it.
+#[inline]
+fn place(cluster: u64) -> (usize, usize) {
+    let chunk = usize::try_from(cluster / CHUNK_CLUSTERS).unwrap_or(usize::MAX);
+    (chunk, (cluster % CHUNK_CLUSTERS) as usize)
+}
+
 #[expect(
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "words, pages and units are indexed after a comparison with the length of the flat array"
+    reason = "places in a chunk and in a page are below their sizes"
 )]
 impl RefMap {
     /// An empty map for a file of `clusters` clusters.
     pub(crate) fn new(clusters: u64) -> Self {
-        let pages = clusters.min(FLAT_CLUSTERS_MAX).div_ceil(PAGE_CLUSTERS) as usize;
-        let units = pages.div_ceil(UNIT_PAGES);
+        let chunks = clusters.min(NEAR_CLUSTERS_MAX).div_ceil(CHUNK_CLUSTERS);
+        let mut near = Vec::new();
+        near.resize_with(usize::try_from(chunks).unwrap_or(0), || None);
         Self {
-            seen: vec![0; units * UNIT_PAGES * PAGE_WORDS],
-            more: vec![None; units * UNIT_PAGES],
-            touched: vec![false; units],
+            bytes: near.len() * size_of::<usize>(),
+            near,
             ..Self::default()
         }
     }
 
     /// An empty map for the same file.
     pub(crate) fn fresh(&self) -> Self {
-        Self::new(self.flat_clusters())
+        Self::new(self.near_clusters())
     }
 
     #[inline]
-    fn flat_clusters(&self) -> u64 {
-        self.seen.len() as u64 * 64
+    fn near_clusters(&self) -> u64 {
+        self.near.len() as u64 * CHUNK_CLUSTERS
     }
 
+    /// The chunk at an index, if chunks go that far.
     #[inline]
-    fn touch(&mut self, first_word: usize, last_word: usize) {
-        let unit = |word: usize| word / PAGE_WORDS / UNIT_PAGES;
-        for unit in unit(first_word)..=unit(last_word) {
-            if !self.touched[unit] {
-                self.touched[unit] = true;
-                self.bytes += UNIT_BYTES;
-            }
-        }
+    fn chunk_mut(&mut self, index: usize) -> Option<&mut Chunk> {
+        let bytes = &mut self.bytes;
+        let chunk = self.near.get_mut(index)?.get_or_insert_with(|| {
+            *bytes += size_of::<Chunk>();
+            Box::default()
+        });
+        Some(chunk)
     }
 
     /// A page to be changed.
     fn slot(&mut self, number: u64) -> Slot<'_> {
-        let index = number as usize;
-        if number < self.more.len() as u64 {
-            self.touch(index * PAGE_WORDS, index * PAGE_WORDS);
-            let (pages, _) = self.seen.as_chunks_mut::<PAGE_WORDS>();
-            return Slot {
-                seen: &mut pages[index],
-                more: &mut self.more[index],
-                bytes: &mut self.bytes,
-                conflicts: &mut self.conflicts,
-            };
-        }
-        let page = self.far.entry(number).or_insert_with(|| {
-            self.bytes += size_of::<FarPage>() + 32;
-            Box::default()
-        });
+        let (index, at) = place(number.saturating_mul(PAGE_CLUSTERS));
+        let Self {
+            near,
+            far,
+            bytes,
+            conflicts,
+            ..
+        } = self;
+        let (seen, more, index, places) = if let Some(chunk) = near.get_mut(index) {
+            let chunk = chunk.get_or_insert_with(|| {
+                *bytes += size_of::<Chunk>();
+                Box::default()
+            });
+            let page = at / PAGE_LEN;
+            let (pages, _) = chunk.seen.as_chunks_mut::<PAGE_WORDS>();
+            (&mut pages[page], &mut chunk.more, page, CHUNK_PAGES)
+        } else {
+            let page = far.entry(number).or_insert_with(|| {
+                *bytes += size_of::<FarPage>() + 32;
+                Box::default()
+            });
+            (&mut page.seen, &mut page.more, 0, 1)
+        };
         Slot {
-            seen: &mut page.seen,
-            more: &mut page.more,
-            bytes: &mut self.bytes,
-            conflicts: &mut self.conflicts,
+            seen,
+            more,
+            places,
+            index,
+            bytes,
+            conflicts,
         }
     }
 
     /// A page that may have references, or `None` where it surely has none.
     #[inline]
     pub(crate) fn page(&self, number: u64) -> Option<Page<'_>> {
-        if number < self.more.len() as u64 {
-            let index = number as usize;
-            if !self.touched[index / UNIT_PAGES] {
-                return None;
-            }
-            let (pages, _) = self.seen.as_chunks::<PAGE_WORDS>();
+        let (index, at) = place(number.saturating_mul(PAGE_CLUSTERS));
+        if let Some(chunk) = self.near.get(index) {
+            let chunk = chunk.as_deref()?;
+            let page = at / PAGE_LEN;
+            let (pages, _) = chunk.seen.as_chunks::<PAGE_WORDS>();
             return Some(Page {
-                seen: &pages[index],
-                more: self.more[index].as_deref(),
+                seen: &pages[page],
+                more: chunk.more.get(page).and_then(Option::as_deref),
             });
         }
         let page = self.far.get(&number)?;
         Some(Page {
             seen: &page.seen,
-            more: page.more.as_deref(),
+            more: page.more.first().and_then(Option::as_deref),
         })
     }
 
     /// The first page at or after `number` that has references.
     pub(crate) fn next_page(&self, number: u64) -> Option<u64> {
-        let mut index = usize::try_from(number).unwrap_or(usize::MAX);
-        let (pages, _) = self.seen.as_chunks::<PAGE_WORDS>();
-        while index < pages.len() {
-            if !self.touched[index / UNIT_PAGES] {
-                index = (index / UNIT_PAGES + 1) * UNIT_PAGES;
-            } else if pages[index].iter().all(|word| *word == 0) {
-                index += 1;
-            } else {
-                return Some(index as u64);
+        let (first, at) = place(number.saturating_mul(PAGE_CLUSTERS));
+        let mut skip = at / PAGE_LEN;
+        for (index, chunk) in self.near.iter().enumerate().skip(first) {
+            if let Some(chunk) = chunk {
+                let (pages, _) = chunk.seen.as_chunks::<PAGE_WORDS>();
+                let mut used = pages.iter().skip(skip).map(|page| *page != [0; PAGE_WORDS]);
+                if let Some(found) = used.position(|used| used) {
+                    return Some((index * CHUNK_PAGES + skip + found) as u64);
+                }
             }
+            skip = 0;
         }
         self.far.range(number..).next().map(|(number, _)| *number)
     }
@@ -188,11 +225,13 @@ impl RefMap {
     #[inline]
     pub(crate) fn add(&mut self, cluster: u64, weight: u64, sharing: Sharing) {
         self.references += 1;
-        if weight == 1 && sharing == Sharing::Exclusive && cluster < self.flat_clusters() {
-            let word = (cluster / 64) as usize;
-            let bit = 1 << (cluster % 64);
-            self.touch(word, word);
-            let seen = &mut self.seen[word];
+        let (index, at) = place(cluster);
+        if weight == 1
+            && sharing == Sharing::Exclusive
+            && let Some(chunk) = self.chunk_mut(index)
+        {
+            let bit = 1 << (at % 64);
+            let seen = &mut chunk.seen[at / 64];
             if *seen & bit == 0 {
                 *seen |= bit;
                 return;
@@ -206,11 +245,14 @@ impl RefMap {
     /// [`settle`](Self::settle) comes before anything is asked of the map.
     #[inline]
     pub(crate) fn add_later(&mut self, cluster: u64) {
-        let flat = self.flat_clusters();
-        if cluster >= flat {
-            self.add(cluster, 1, Sharing::Exclusive);
-        } else if let Some(region) = self.scatter.push(cluster as u32, flat) {
-            self.settle_region(region);
+        let near = self.near_clusters();
+        match u32::try_from(cluster) {
+            Ok(cluster) if u64::from(cluster) < near => {
+                if let Some(region) = self.scatter.push(cluster, near) {
+                    self.settle_region(region);
+                }
+            }
+            _ => self.add(cluster, 1, Sharing::Exclusive),
         }
     }
 
@@ -234,27 +276,46 @@ impl RefMap {
     pub(crate) fn add_run(&mut self, first: u64, count: u64, weight: u64) {
         self.references = self.references.saturating_add(count);
         let end = first.saturating_add(count);
-        if count == 0 {
-            return;
-        }
-        if weight == 1 && end <= self.flat_clusters() {
-            let words = first / 64..=(end - 1) / 64;
-            let again = words.clone().fold(0, |again, word| {
-                again | self.seen[word as usize] & run_mask(word, first, end)
-            });
-            if again == 0 {
-                self.touch((first / 64) as usize, ((end - 1) / 64) as usize);
-                for word in words {
-                    self.seen[word as usize] |= run_mask(word, first, end);
-                }
-                return;
+        let mut cluster = first;
+        while cluster < end {
+            let stop = end.min((cluster / CHUNK_CLUSTERS + 1) * CHUNK_CLUSTERS);
+            if weight != 1 || !self.add_new_run(cluster, stop) {
+                self.add_run_by_page(cluster, stop, weight);
             }
+            cluster = stop;
         }
+    }
+
+    /// Adds one reference to each of the clusters `first..end`, which lie in one chunk, if none of them has any.
+    #[inline]
+    fn add_new_run(&mut self, first: u64, end: u64) -> bool {
+        let (index, at) = place(first);
+        let Some(chunk) = self.chunk_mut(index) else {
+            return false;
+        };
+        let (from, to) = (at as u64, at as u64 + (end - first));
+        let words = at / 64..=place(end - 1).1 / 64;
+        let seen = &mut chunk.seen[words.clone()];
+        let masks = |word: usize| run_mask(word as u64, from, to);
+        let used = seen
+            .iter()
+            .zip(words.clone())
+            .fold(0, |used, (s, word)| used | s & masks(word));
+        if used != 0 {
+            return false;
+        }
+        for (seen, word) in seen.iter_mut().zip(words) {
+            *seen |= masks(word);
+        }
+        true
+    }
+
+    fn add_run_by_page(&mut self, first: u64, end: u64, weight: u64) {
         let mut cluster = first;
         while cluster < end {
             let stop = end.min((cluster / PAGE_CLUSTERS + 1) * PAGE_CLUSTERS);
             let from = within(cluster);
-            let to = from + (stop - cluster) as usize;
+            let to = within(stop - 1) + 1;
             self.slot(cluster / PAGE_CLUSTERS).add_run(from, to, weight);
             cluster = stop;
         }
@@ -299,18 +360,19 @@ impl RefMap {
 
     /// The cluster behind the last one with a reference.
     pub(crate) fn end(&self) -> u64 {
-        let end = |base: u64, word: u64| base + 64 - u64::from(word.leading_zeros());
-        if let Some((number, page)) = self.far.iter().next_back() {
-            let last = page.seen.iter().rposition(|word| *word != 0);
-            let base = number * PAGE_CLUSTERS;
-            return last.map_or(base, |word| end(base + word as u64 * 64, page.seen[word]));
-        }
-        let Some(unit) = self.touched.iter().rposition(|touched| *touched) else {
-            return 0;
+        let end = |base: u64, words: &[u64]| {
+            let last = words.iter().rposition(|word| *word != 0)?;
+            Some(base + last as u64 * 64 + 64 - u64::from(words[last].leading_zeros()))
         };
-        let words = &self.seen[..(unit + 1) * UNIT_PAGES * PAGE_WORDS];
-        let last = words.iter().rposition(|word| *word != 0);
-        last.map_or(0, |word| end(word as u64 * 64, words[word]))
+        let mut far = self.far.iter().rev();
+        let far = far.find_map(|(number, page)| end(number * PAGE_CLUSTERS, &page.seen));
+        let near = || {
+            let mut chunks = self.near.iter().enumerate().rev();
+            chunks.find_map(|(index, chunk)| {
+                end(index as u64 * CHUNK_CLUSTERS, &chunk.as_deref()?.seen)
+            })
+        };
+        far.or_else(near).unwrap_or(0)
     }
 
     /// Takes the references of another map of the same file in.
@@ -319,23 +381,27 @@ impl RefMap {
         other.settle();
         self.references = self.references.saturating_add(other.references);
         self.conflicts |= other.conflicts;
-        let units = other
-            .touched
-            .iter()
-            .enumerate()
-            .filter(|(_, touched)| **touched);
-        let units: Vec<usize> = units.map(|(unit, _)| unit).collect();
-        for unit in units {
-            for index in unit * UNIT_PAGES..(unit + 1) * UNIT_PAGES {
-                let (pages, _) = other.seen.as_chunks::<PAGE_WORDS>();
-                if pages[index] != [0; PAGE_WORDS] {
-                    let more = other.more[index].take();
-                    self.slot(index as u64).merge(&pages[index], more);
+        for (index, chunk) in other.near.into_iter().enumerate() {
+            let Some(mut chunk) = chunk else {
+                continue;
+            };
+            if let Some(mine @ None) = self.near.get_mut(index) {
+                self.bytes += chunk.bytes();
+                *mine = Some(chunk);
+                continue;
+            }
+            let (pages, _) = chunk.seen.as_chunks::<PAGE_WORDS>();
+            for (page, seen) in pages.iter().enumerate() {
+                if *seen != [0; PAGE_WORDS] {
+                    let more = chunk.more.get_mut(page).and_then(Option::take);
+                    self.slot((index * CHUNK_PAGES + page) as u64)
+                        .merge(seen, more);
                 }
             }
         }
-        for (number, page) in other.far {
-            self.slot(number).merge(&page.seen, page.more);
+        for (number, mut page) in other.far {
+            let more = page.more.pop().flatten();
+            self.slot(number).merge(&page.seen, more);
         }
     }
 

@@ -17,7 +17,7 @@ const ENTRY_BYTES_MAX: usize = 40 + 1024 + 2 * 65535 + 8;
 /// Largest L1 table, in entries.
 const L1_ENTRIES_MAX: u64 = qcow2_format::geometry::MAX_L1_BYTES / 8;
 /// L1 entries of overlapping tables that are walked beyond those there would be without overlap.
-const OVERLAP_ENTRIES_MAX: u64 = 16 << 20;
+const OVERLAP_ENTRIES_MAX: u64 = 1 << 20;
 /// Clusters that all snapshots' L1 tables together may fill.
 const L1_CLUSTERS_MAX: u64 = 64 << 20;
 

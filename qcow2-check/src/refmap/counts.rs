@@ -1,30 +1,24 @@
 //! How often the clusters of one page are referenced, where that is more than once.
 
-use std::collections::BTreeMap;
+use super::page::Words;
 
 /// Positions in a page.
 const POSITIONS: usize = 512;
+/// Entries of the sparse form, at most.
+const SPARSE_MAX: usize = 32;
 
-/// Entries of the sparse form before the dense one is smaller for what it holds.
-const SPARSE_MAX: usize = 64;
-/// In the dense form: the count stands in `large`.
-const LARGE: u8 = u8::MAX;
-
-/// Counts for some positions of a page. Only positions that were set may be asked for.
+/// Counts for some positions of a page: those set in a mask that the page keeps, and that comes with each call.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Counts {
-    form: Form,
-    /// Counts the form has no room for.
-    large: BTreeMap<u16, u64>,
-}
-
-#[derive(Clone, Debug, Default)]
-enum Form {
+pub(super) enum Counts {
     #[default]
     Empty,
+    /// All positions have the same count: clusters that the same snapshots share.
+    Uniform(u64),
     /// Position and count, sorted by position.
-    Sparse(Vec<(u16, u8)>),
-    Dense(Box<[u8; POSITIONS]>),
+    Sparse(Vec<(u16, u64)>),
+    /// Counts below 256.
+    Narrow(Box<[u8; POSITIONS]>),
+    Wide(Box<[u64; POSITIONS]>),
 }
 
 #[expect(
@@ -33,65 +27,91 @@ enum Form {
 )]
 #[expect(clippy::indexing_slicing, reason = "positions in a page are below 512")]
 impl Counts {
+    /// The count of a position that was set.
     #[inline]
     pub(super) fn get(&self, at: usize) -> u64 {
-        let small = match &self.form {
-            Form::Empty => 0,
-            Form::Sparse(entries) => entries
-                .binary_search_by_key(&(at as u16), |e| e.0)
+        match self {
+            Self::Empty => 0,
+            Self::Uniform(count) => *count,
+            Self::Sparse(entries) => entries
+                .binary_search_by_key(&(at as u16), |entry| entry.0)
                 .map_or(0, |found| entries[found].1),
-            Form::Dense(counts) => counts[at],
-        };
-        if small == LARGE {
-            self.large.get(&(at as u16)).copied().unwrap_or(0)
-        } else {
-            u64::from(small)
+            Self::Narrow(counts) => u64::from(counts[at]),
+            Self::Wide(counts) => counts[at],
         }
     }
 
-    pub(super) fn set(&mut self, at: usize, count: u64) {
-        let small = if count < u64::from(LARGE) {
-            count as u8
-        } else {
-            self.large.insert(at as u16, count);
-            LARGE
-        };
-        match &mut self.form {
-            Form::Empty => self.form = Form::Sparse(vec![(at as u16, small)]),
-            Form::Dense(counts) => counts[at] = small,
-            Form::Sparse(entries) => match entries.binary_search_by_key(&(at as u16), |e| e.0) {
-                Ok(found) => entries[found].1 = small,
+    /// Sets the count of a position. `set` are the positions that have one already.
+    pub(super) fn set(&mut self, at: usize, count: u64, set: &Words) {
+        match self {
+            Self::Empty => *self = Self::Uniform(count),
+            Self::Uniform(all) if *all == count => {}
+            Self::Uniform(_) => {
+                self.spread(set);
+                self.set(at, count, set);
+            }
+            Self::Sparse(entries) => match entries.binary_search_by_key(&(at as u16), |e| e.0) {
+                Ok(found) => entries[found].1 = count,
                 Err(place) if entries.len() < SPARSE_MAX => {
-                    entries.insert(place, (at as u16, small));
+                    entries.insert(place, (at as u16, count));
                 }
-                Err(_) => self.dense()[at] = small,
+                Err(_) => {
+                    let entries = std::mem::take(entries);
+                    *self = Self::Narrow(Box::new([0; POSITIONS]));
+                    for (at, count) in entries {
+                        self.set(usize::from(at), count, set);
+                    }
+                    self.set(at, count, set);
+                }
             },
-        }
-    }
-
-    pub(super) fn set_run(&mut self, from: usize, to: usize, count: u64) {
-        if to - from < 16 || count >= u64::from(LARGE) {
-            for at in from..to {
-                self.set(at, count);
+            Self::Narrow(counts) if u8::try_from(count).is_ok() => counts[at] = count as u8,
+            Self::Narrow(counts) => {
+                let mut wide = Box::new([0; POSITIONS]);
+                for (wide, narrow) in wide.iter_mut().zip(counts.iter()) {
+                    *wide = u64::from(*narrow);
+                }
+                wide[at] = count;
+                *self = Self::Wide(wide);
             }
-            return;
+            Self::Wide(counts) => counts[at] = count,
         }
-        self.dense()[from..to].fill(count as u8);
     }
 
-    fn dense(&mut self) -> &mut [u8; POSITIONS] {
-        if !matches!(self.form, Form::Dense(_)) {
-            let mut counts = Box::new([0; POSITIONS]);
-            if let Form::Sparse(entries) = &self.form {
-                for (at, count) in entries {
-                    counts[usize::from(*at)] = *count;
+    /// Sets the count of a run of positions.
+    pub(super) fn set_run(&mut self, from: usize, to: usize, count: u64, set: &Words) {
+        match self {
+            Self::Narrow(counts) if u8::try_from(count).is_ok() => {
+                counts[from..to].fill(count as u8);
+            }
+            Self::Wide(counts) => counts[from..to].fill(count),
+            Self::Empty => *self = Self::Uniform(count),
+            Self::Uniform(all) if *all == count => {}
+            _ => {
+                for at in from..to {
+                    self.set(at, count, set);
                 }
             }
-            self.form = Form::Dense(counts);
         }
-        match &mut self.form {
-            Form::Dense(counts) => counts,
-            Form::Empty | Form::Sparse(_) => unreachable!("made dense just above"),
+    }
+
+    /// Bytes of memory besides the value itself, about.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Empty | Self::Uniform(_) => 0,
+            Self::Sparse(entries) => entries.capacity() * 16,
+            Self::Narrow(_) => POSITIONS,
+            Self::Wide(_) => POSITIONS * 8,
+        }
+    }
+
+    /// Leaves the uniform form, as other counts are to come.
+    fn spread(&mut self, set: &Words) {
+        let Self::Uniform(count) = *self else {
+            return;
+        };
+        *self = Self::Sparse(Vec::new());
+        for at in (0..POSITIONS).filter(|at| set[at / 64] & (1 << (at % 64)) != 0) {
+            self.set(at, count, set);
         }
     }
 }

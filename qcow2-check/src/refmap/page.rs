@@ -21,6 +21,25 @@ pub(crate) struct More {
     counts: Counts,
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "positions in a page are below 512, its words 8"
+)]
+impl More {
+    /// Bytes of memory taken, about.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + 16 + self.counts.bytes()
+    }
+
+    /// Sets a count. Tells how many bytes of memory that took.
+    fn set(&mut self, at: usize, count: u64) -> usize {
+        let before = self.counts.bytes();
+        self.counts.set(at, count, &self.multi);
+        self.multi[at / 64] |= 1 << (at % 64);
+        self.counts.bytes().saturating_sub(before)
+    }
+}
+
 /// A page to look at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Page<'a> {
@@ -81,28 +100,44 @@ fn weight(seen: &Words, more: Option<&More>, at: usize) -> u64 {
 /// A page to be changed.
 pub(super) struct Slot<'a> {
     pub(super) seen: &'a mut Words,
-    pub(super) more: &'a mut Option<Box<More>>,
+    /// Empty, or with `places` places.
+    pub(super) more: &'a mut Vec<Option<Box<More>>>,
+    pub(super) places: usize,
+    /// The page's place in `more`.
+    pub(super) index: usize,
     pub(super) bytes: &'a mut usize,
     pub(super) conflicts: &'a mut bool,
 }
 
 #[expect(
     clippy::indexing_slicing,
-    reason = "positions in a page are below 512, its words 8"
+    reason = "positions in a page are below 512, its words 8; the index is below the number of places"
 )]
 impl Slot<'_> {
+    fn known(&self) -> Option<&More> {
+        self.more.get(self.index).and_then(Option::as_deref)
+    }
+
+    fn place(&mut self) -> &mut Option<Box<More>> {
+        if self.more.is_empty() {
+            self.more.resize_with(self.places, || None);
+            *self.bytes += self.places * size_of::<usize>();
+        }
+        &mut self.more[self.index]
+    }
+
     fn more(&mut self) -> &mut More {
-        self.more.get_or_insert_with(|| {
-            *self.bytes += size_of::<More>() + 128;
-            Box::default()
-        })
+        if self.known().is_none() {
+            *self.bytes += size_of::<More>() + 16;
+        }
+        self.place().get_or_insert_default()
     }
 
     /// Adds references to the cluster at `at`, in any case there is.
     pub(super) fn add(&mut self, at: usize, weight: u64, sharing: Sharing) {
         let bit = 1_u64 << (at % 64);
         let word = at / 64;
-        let before = self::weight(self.seen, self.more.as_deref(), at);
+        let before = self::weight(self.seen, self.known(), at);
         self.seen[word] |= bit;
         if before == 0 && weight == 1 && sharing == Sharing::Exclusive {
             return;
@@ -120,10 +155,11 @@ impl Slot<'_> {
             }
         }
         let sum = before.saturating_add(weight);
+        let mut grown = 0;
         if sum > 1 {
-            more.multi[word] |= bit;
-            more.counts.set(at, sum);
+            grown = more.set(at, sum);
         }
+        *self.bytes += grown;
         *self.conflicts |= clash;
     }
 
@@ -142,21 +178,24 @@ impl Slot<'_> {
         }
         if weight > 1 {
             let more = self.more();
+            let before = more.counts.bytes();
+            more.counts.set_run(from, to, weight, &more.multi);
             for word in words {
                 more.multi[word] |= bits(word);
             }
-            more.counts.set_run(from, to, weight);
+            let grown = more.counts.bytes().saturating_sub(before);
+            *self.bytes += grown;
         }
     }
 
     /// Takes the references of the same page of another map in.
     pub(super) fn merge(&mut self, seen: &Words, theirs: Option<Box<More>>) {
         let both = |mine: &Words| mine.iter().zip(seen).fold(0, |both, (a, b)| both | a & b);
-        if self.more.is_none() && both(self.seen) == 0 {
-            if theirs.is_some() {
-                *self.bytes += size_of::<More>() + 128;
+        if self.known().is_none() && both(self.seen) == 0 {
+            if let Some(theirs) = theirs {
+                *self.bytes += theirs.bytes();
+                *self.place() = Some(theirs);
             }
-            *self.more = theirs;
         } else if theirs.is_some() || both(self.seen) != 0 {
             self.merge_more(seen, theirs.as_deref());
         }
@@ -168,6 +207,7 @@ impl Slot<'_> {
     fn merge_more(&mut self, seen: &Words, theirs: Option<&More>) {
         let mine = *self.seen;
         let mut clashes = 0;
+        let mut grown = 0;
         let more = self.more();
         for word in 0..PAGE_WORDS {
             let both = mine[word] & seen[word];
@@ -178,8 +218,7 @@ impl Slot<'_> {
                 counted &= counted - 1;
                 let at = word * 64 + bit.trailing_zeros() as usize;
                 let sum = weight(&mine, Some(more), at).saturating_add(weight(seen, theirs, at));
-                more.counts.set(at, sum);
-                more.multi[word] |= bit;
+                grown += more.set(at, sum);
             }
             let their_packed = theirs.map_or(0, |theirs| theirs.packed[word]);
             let clash = both & !(more.packed[word] & their_packed);
@@ -187,6 +226,7 @@ impl Slot<'_> {
             more.packed[word] = (more.packed[word] | their_packed) & !more.conflict[word];
             clashes |= clash;
         }
+        *self.bytes += grown;
         *self.conflicts |= clashes != 0;
     }
 }

@@ -1,7 +1,5 @@
 //! Looking through the L1 tables: which L2 tables hang on more than one place of the disk?
 
-use std::collections::BTreeMap;
-
 use qcow2_format::L1Entry;
 
 use super::{TableRef, Window};
@@ -9,6 +7,11 @@ use crate::image::Image;
 use crate::reader::is_zero;
 use crate::refmap::RefMap;
 use crate::{Code, Finding, Place, Run, Structure};
+
+/// L1 entries that repeat a table of another place, at most: an L1 table full of them and more.
+const AGAIN_MAX: usize = 8 << 20;
+/// Tables that hang on several places, at most. Sound images have none.
+const DUPLICATES_MAX: usize = 1 << 20;
 
 /// What the L1 tables say together.
 #[derive(Debug, Default)]
@@ -18,7 +21,7 @@ pub(crate) struct L1Scan {
     pub(crate) duplicates: Vec<TableRef>,
     /// Entries that lead to a table, weighted by their trees.
     pub(crate) l1_entries: u64,
-    /// The tables are scattered so absurdly that the scan was cut off.
+    /// The tables are scattered or repeated so absurdly that the scan was cut off.
     pub(crate) scattered: bool,
 }
 
@@ -46,7 +49,7 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
         if run.is_cancelled() || scan.scattered {
             return scan;
         }
-        scan.scattered = seen.is_scattered();
+        scan.scattered = seen.is_scattered() || again.len() > AGAIN_MAX;
         window.load(image, &windows, number, |tree, offset, error| {
             let place = Place::of(tree).at(offset, 0);
             run.find(Finding::new(
@@ -83,6 +86,10 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
     }
     drop(again);
     drop(seen);
+    scan.scattered |= duplicates.len() > DUPLICATES_MAX;
+    if scan.scattered {
+        return scan;
+    }
     if duplicates.is_empty() {
         return scan;
     }
@@ -187,23 +194,22 @@ impl Window {
         L1Entry::from_be_bytes(words.get(row * width + column).copied().unwrap_or_default())
     }
 
-    /// The tables for an index, each with the trees that have it: a snapshot, or `None` for the active tree.
+    /// The tables for an index, each as often as there are trees that have it: with a snapshot, or `None` for the active
+    /// tree. Sorted.
     pub(crate) fn trees_by_table(
         &self,
         image: &Image<'_>,
         index: u64,
-    ) -> BTreeMap<u64, Vec<Option<u64>>> {
-        let mut tables = BTreeMap::<u64, Vec<Option<u64>>>::new();
+        tables: &mut Vec<(u64, Option<u64>)>,
+    ) {
+        tables.clear();
         for (row, tree_number) in self.rows.iter().enumerate() {
             let entry = self.entry(row, index);
             if let (Some(tree), false) = (image.trees.get(*tree_number), entry.is_empty()) {
-                tables
-                    .entry(entry.l2_table().get())
-                    .or_default()
-                    .push(tree.snapshot);
+                tables.push((entry.l2_table().get(), tree.snapshot));
             }
         }
-        tables
+        tables.sort_unstable();
     }
 
     /// The distinct tables that the trees have for an index, in the order of their offsets.

@@ -185,6 +185,7 @@ impl Worker<'_, '_> {
                 table.weight,
                 Sharing::Exclusive,
             );
+            self.bound_memory();
             if let Some(code) = uncounted(counted) {
                 let image = self.image;
                 self.find(code, table.weight, || {

@@ -51,7 +51,7 @@ pub enum HeaderErrorKind {
 #[non_exhaustive]
 pub enum HeaderError {
     /// The file doesn't start with the magic bytes.
-    #[error("the file starts with {found:02x?}, a qcow2 image with [51, 46, 49, fb]")]
+    #[error("the file starts with the bytes {:08x}, a qcow2 image with 514649fb", u32::from_be_bytes(*.found))]
     Magic {
         /// The first four bytes.
         found: [u8; 4],

@@ -43,6 +43,13 @@ fn run_all(storage: &dyn Storage, options: &Options<'_>, hazards: bool) -> Repor
     let mut bytes_read = 0;
     if let Some(loaded) = &loaded {
         complete = references(loaded, &run, hazards);
+        if let Some((offset, error)) = loaded.image.reader.failure()
+            && run.total_of(Severity::Error) == 0
+        {
+            let place = Place::of(Structure::File).at(*offset, 0);
+            run.find(Finding::new(Code::ReadFailed, place, error.clone()));
+            complete = false;
+        }
         bytes_read = loaded.image.reader.bytes_read();
     }
     let cancelled = run.is_cancelled();
@@ -92,6 +99,7 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     let complete = loaded.defects.iter().all(|defect| !defect.is_refused())
         && run.counts().corruptions == 0
         && run.total_of(Severity::Error) == 0
+        && image.reader.failure().is_none()
         && run.total(Code::BitmapsInvalid) == 0;
 
     run.phase(Phase::Refcounts, blocks.len() << image.cluster_bits());

@@ -249,6 +249,9 @@ catalogue! {
     DataPastImage = "DATA-PAST-IMAGE", Note, beyond,
         "The file goes on with data behind the last cluster the image uses: left over from freed clusters, or hidden there.",
         "Truncate the file to the image's end.";
+    ReadFailed = "READ-FAILED", Error, beyond,
+        "The storage could not give some bytes of metadata, though it could at another time of the check.",
+        "See to the storage and check again.";
     CheckLimited = "CHECK-LIMITED", Error, beyond,
         "The image claims so much more than it can hold that part of the check was cut off.",
         "Mend the other findings first and check again.";

@@ -191,7 +191,7 @@ impl<'a, 'i> Worker<'a, 'i> {
                 }
                 match (block, bytes) {
                     (BlockRef::Absent, _) => absent_from = absent_from.or(Some(start)),
-                    (BlockRef::Skipped, _) => {}
+                    (BlockRef::Skipped, _) => self.overflows(start, stop),
                     (BlockRef::At(_), Some(bytes)) => self.block(start, bytes),
                     (BlockRef::At(_) | BlockRef::Unreadable, _) => {
                         self.unreadable(index, block, start, stop);
@@ -205,10 +205,12 @@ impl<'a, 'i> Worker<'a, 'i> {
     }
 
     fn unreadable(&mut self, index: u64, block: BlockRef, start: u64, stop: u64) {
-        let lost = stop.min(self.end).saturating_sub(start);
+        let stop = stop.min(self.end);
+        let lost = stop.saturating_sub(start);
         if lost == 0 {
             return;
         }
+        self.overflows(start, stop);
         self.sum.errors = self.sum.errors.saturating_add(lost);
         let bits = self.image.cluster_bits();
         self.found.add_with(Code::RefcountUnreadable, lost, || {
@@ -219,9 +221,46 @@ impl<'a, 'i> Worker<'a, 'i> {
             let detail = format!(
                 "refcounts of the clusters at {:#x}..{:#x} can't be read",
                 start << bits,
-                stop.min(self.end) << bits
+                stop << bits
             );
             (place, detail)
+        });
+    }
+
+    /// Looks for references beyond what refcounts can express, where there are no refcounts to compare with.
+    fn overflows(&mut self, from: u64, to: u64) {
+        let mut cluster = from;
+        while let Some(number) = self.map.next_page(cluster / PAGE_CLUSTERS) {
+            let first = (number * PAGE_CLUSTERS).max(cluster);
+            if first >= to {
+                return;
+            }
+            cluster = (number + 1).saturating_mul(PAGE_CLUSTERS);
+            if let Some(page) = self.map.page(number).filter(Page::is_shared) {
+                for cluster in first..cluster.min(to) {
+                    let at = usize::try_from(cluster % PAGE_CLUSTERS).unwrap_or(0);
+                    self.overflow(cluster, page.weight(at));
+                }
+            }
+        }
+    }
+
+    /// Counts references beyond what refcounts can express.
+    fn overflow(&mut self, cluster: u64, weight: u64) {
+        if weight <= self.max {
+            return;
+        }
+        let excess = weight - self.max;
+        self.sum.corruptions = self.sum.corruptions.saturating_add(excess);
+        let image = self.image;
+        let max = self.max;
+        self.found.add_with(Code::RefcountOverflow, excess, || {
+            let place = Place::of(Structure::Cluster)
+                .at(cluster << image.cluster_bits(), image.cluster_size());
+            (
+                place,
+                format!("{weight} references, refcounts go up to {max}"),
+            )
         });
     }
 
@@ -328,20 +367,7 @@ impl<'a, 'i> Worker<'a, 'i> {
     fn one(&mut self, cluster: u64, page: Option<Page<'_>>, on_disk: u64) {
         let at = usize::try_from(cluster % PAGE_CLUSTERS).unwrap_or(0);
         let weight = page.map_or(0, |page| page.weight(at));
-        if weight > self.max {
-            let excess = weight - self.max;
-            self.sum.corruptions = self.sum.corruptions.saturating_add(excess);
-            let image = self.image;
-            let max = self.max;
-            self.found.add_with(Code::RefcountOverflow, excess, || {
-                let place = Place::of(Structure::Cluster)
-                    .at(cluster << image.cluster_bits(), image.cluster_size());
-                (
-                    place,
-                    format!("{weight} references, refcounts go up to {max}"),
-                )
-            });
-        }
+        self.overflow(cluster, weight);
         let expected = weight.min(self.max);
         if on_disk != expected {
             self.differ(cluster, 1, on_disk, expected);

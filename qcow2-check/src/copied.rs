@@ -30,7 +30,7 @@ pub(crate) fn check(
 ) -> u64 {
     let facts = Facts::load(image, map, blocks);
     let plan = Window::plan(image);
-    let units = plan.count() + 1;
+    let units = scan.windows.len() as u64 + 1;
     let next = AtomicU64::new(0);
     let pending = Mutex::new(Ordered::default());
     let parts = run.pool.broadcast(|_| {
@@ -47,8 +47,8 @@ pub(crate) fn check(
             if unit >= units || run.is_cancelled() {
                 break;
             }
-            if unit < plan.count() {
-                window.load(image, &plan, unit, |_, _, _| {});
+            if let Some(number) = scan.window(unit) {
+                window.load(image, &plan, number, |_, _, _| {});
                 worker.window(&window, scan);
             } else {
                 for table in scan.duplicates.iter().filter(|table| table.active_refs > 0) {
@@ -181,6 +181,7 @@ impl Worker<'_, '_> {
                     active: true,
                     snapshot: None,
                     l1_index: index,
+                    copied: entry.is_copied(),
                 });
             }
         }

@@ -78,9 +78,12 @@ impl Image<'_> {
         self.geometry.cluster_bits()
     }
 
-    /// Length of the file in bytes.
+    /// Length of the file in bytes, rounded up to sectors as QEMU does.
     pub(crate) fn file_len(&self) -> u64 {
-        self.reader.len()
+        self.reader
+            .len()
+            .checked_next_multiple_of(512)
+            .unwrap_or(u64::MAX)
     }
 
     /// Clusters of the file, the last one perhaps in part.

@@ -287,17 +287,17 @@ fn tables(image: &Image<'_>, scan: &L1Scan, wanted: &RefMap, run: &Run<'_>) -> V
         let (mut tables, mut trees) = (Vec::new(), Vec::new());
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit > plan.count() || run.is_cancelled() {
+            if unit > scan.windows.len() as u64 || run.is_cancelled() {
                 break;
             }
-            if unit == plan.count() {
+            let Some(number) = scan.window(unit) else {
                 for table in &scan.duplicates {
                     let tree = if table.active { None } else { table.snapshot };
                     seeker.table(table.offset, table.l1_index, &[tree]);
                 }
                 continue;
-            }
-            window.load(image, &plan, unit, |_, _, _| {});
+            };
+            window.load(image, &plan, number, |_, _, _| {});
             for index in window.indices() {
                 window.trees_by_table(image, index, &mut tables);
                 for same in tables.chunk_by(|a, b| a.0 == b.0) {

@@ -1,8 +1,8 @@
 //! Reading metadata: zeros past the end, holes found once and skipped afterwards, bytes counted.
 
 use std::collections::BTreeMap;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{OnceLock, RwLock};
 
 use qcow2_io::{ExtentKind, Storage, StorageError};
 
@@ -20,6 +20,8 @@ pub(crate) struct Reader<'a> {
     zero_tables: AtomicU64,
     any_hole: AtomicBool,
     holes: RwLock<BTreeMap<u64, u64>>,
+    /// The first read that failed.
+    failure: OnceLock<(u64, String)>,
 }
 
 impl<'a> Reader<'a> {
@@ -31,6 +33,7 @@ impl<'a> Reader<'a> {
             zero_tables: AtomicU64::new(0),
             any_hole: AtomicBool::new(false),
             holes: RwLock::new(BTreeMap::new()),
+            failure: OnceLock::new(),
         })
     }
 
@@ -57,7 +60,17 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         self.read.fetch_add(inside.len() as u64, Ordering::Relaxed);
-        self.storage.read_at(inside, offset)
+        let read = self.storage.read_at(inside, offset);
+        if let Err(error) = &read {
+            self.failure.get_or_init(|| (offset, error.to_string()));
+        }
+        read
+    }
+
+    /// Where the first read that failed was, and why it did. Whoever reads reports failures where they matter; this is for
+    /// those that would go unnoticed.
+    pub(crate) fn failure(&self) -> Option<&(u64, String)> {
+        self.failure.get()
     }
 
     /// Whether a table is known to read as zero without reading it.

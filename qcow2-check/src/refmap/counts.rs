@@ -41,6 +41,18 @@ impl Counts {
         }
     }
 
+    /// Sets the count of a position if that needs no other form than the narrow one that there is.
+    #[inline]
+    pub(super) fn set_narrow(&mut self, at: usize, count: u64) -> bool {
+        match (self, u8::try_from(count)) {
+            (Self::Narrow(counts), Ok(count)) => {
+                counts[at] = count;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Sets the count of a position. `set` are the positions that have one already.
     pub(super) fn set(&mut self, at: usize, count: u64, set: &Words) {
         match self {

@@ -32,7 +32,12 @@ impl More {
     }
 
     /// Sets a count. Tells how many bytes of memory that took.
+    #[inline]
     fn set(&mut self, at: usize, count: u64) -> usize {
+        if self.counts.set_narrow(at, count) {
+            self.multi[at / 64] |= 1 << (at % 64);
+            return 0;
+        }
         let before = self.counts.bytes();
         self.counts.set(at, count, &self.multi);
         self.multi[at / 64] |= 1 << (at % 64);
@@ -66,6 +71,11 @@ impl Page<'_> {
             self.seen[word],
             self.more.map_or(0, |more| more.multi[word]),
         )
+    }
+
+    /// Whether there are clusters with more than one reference.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.more.is_some_and(|more| more.multi != [0; PAGE_WORDS])
     }
 
     /// How many references every cluster of the page has, if it is 0 or 1 for all.

@@ -175,7 +175,11 @@ impl Worker<'_, '_> {
             {
                 break;
             }
-            for cluster in offset >> bits..=(end - 1) >> bits {
+            let last = (end - 1) >> bits;
+            let mut cluster = offset >> bits;
+            self.refer_packed(cluster, at.weight);
+            while cluster < last {
+                cluster += 1;
                 self.refer_packed(cluster, at.weight);
             }
             index += 1;

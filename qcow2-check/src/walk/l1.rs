@@ -19,6 +19,8 @@ pub(crate) struct L1Scan {
     /// Tables that several groups refer to, sorted by offset. They are walked apart from the groups, once each, with all
     /// their references as weight: a million references to one table cost no more than one.
     pub(crate) duplicates: Vec<TableRef>,
+    /// Windows in which any tree has an entry; the others need no second look.
+    pub(crate) windows: Vec<u64>,
     /// Entries that lead to a table, weighted by their trees.
     pub(crate) l1_entries: u64,
     /// The tables are scattered or repeated so absurdly that the scan was cut off.
@@ -26,6 +28,11 @@ pub(crate) struct L1Scan {
 }
 
 impl L1Scan {
+    /// The window that is unit of work number `unit`; units that follow the windows are others.
+    pub(crate) fn window(&self, unit: u64) -> Option<u64> {
+        self.windows.get(usize::try_from(unit).ok()?).copied()
+    }
+
     /// Whether a table is walked apart from its groups.
     pub(crate) fn is_duplicate(&self, offset: u64) -> bool {
         !self.duplicates.is_empty()
@@ -58,6 +65,9 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
                 format!("can't be read: {error}"),
             ));
         });
+        if !window.indices().is_empty() {
+            scan.windows.push(number);
+        }
         for index in window.indices() {
             window.group(image, index, &mut group);
             for table in &group {
@@ -101,8 +111,8 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
             ..TableRef::default()
         })
         .collect();
-    for number in 0..windows.count() {
-        window.load(image, &windows, number, |_, _, _| {});
+    for number in &scan.windows {
+        window.load(image, &windows, *number, |_, _, _| {});
         for index in window.indices() {
             window.group(image, index, &mut group);
             for table in &group {
@@ -230,6 +240,7 @@ impl Window {
                 active: tree.active,
                 snapshot: tree.snapshot,
                 l1_index: index,
+                copied: tree.active && entry.is_copied(),
             });
         }
         if group.len() < 2 {
@@ -243,6 +254,7 @@ impl Window {
                 first.weight = first.weight.saturating_add(later.weight);
                 first.active_refs += later.active_refs;
                 first.active |= later.active;
+                first.copied |= later.copied;
                 first.snapshot = first.snapshot.or(later.snapshot);
             }
             same

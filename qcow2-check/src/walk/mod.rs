@@ -38,6 +38,8 @@ pub(crate) struct TableRef {
     pub(crate) snapshot: Option<u64>,
     /// The (first) L1 entry it hangs on.
     pub(crate) l1_index: u64,
+    /// The active L1 entry has the COPIED flag.
+    pub(crate) copied: bool,
 }
 
 /// What the walk gives.
@@ -121,6 +123,8 @@ impl<'a, 'i> Worker<'a, 'i> {
 
     /// Records a finding that stands for `count` of its kind. Place and words are made only where they are kept.
     pub(crate) fn find(&mut self, code: Code, count: u64, tell: impl FnOnce() -> (Place, String)) {
+        // Entries whose references are not counted have refcounts of their own.
+        self.tally.copied_suspect |= code == Code::ReferencePastEnd;
         if code.counted_by_qemu() {
             let counts = &mut self.tally.counts;
             match code.severity() {
@@ -138,7 +142,8 @@ impl<'a, 'i> Worker<'a, 'i> {
 pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
     let windows = Window::plan(image);
     let duplicates = tables::duplicate_units(scan);
-    let units = windows.count().saturating_add(duplicates);
+    let window_units = scan.windows.len() as u64;
+    let units = window_units.saturating_add(duplicates);
     let next = AtomicU64::new(0);
     let pending = Mutex::new(Ordered::default());
     let shared = Shared {
@@ -152,10 +157,10 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
             if unit >= units || run.is_cancelled() || shared.is_scattered() {
                 break;
             }
-            if unit < windows.count() {
-                worker.walk_window(&windows, unit, scan);
+            if let Some(number) = scan.window(unit) {
+                worker.walk_window(&windows, number, scan);
             } else {
-                worker.walk_duplicates(scan, unit - windows.count());
+                worker.walk_duplicates(scan, unit - window_units);
             }
             worker.flush_packed();
             let found = std::mem::replace(&mut worker.found, Collector::new(run.limit()));

@@ -84,6 +84,9 @@ impl Worker<'_, '_> {
                 group.retain(|table| !scan.is_duplicate(table.offset));
             }
             self.count_tables(&group);
+            for table in group.iter().filter(|table| table.active) {
+                self.tally.copied_suspect |= table.copied != (table.weight == 1);
+            }
             match group.as_slice() {
                 [] => {}
                 [table] => {

@@ -12,6 +12,9 @@ mod oracle;
 /// Images as QEMU makes them, sound or left behind by a crash: every number must be QEMU's.
 mod matrix;
 
+/// Images with one field damaged: no verdict milder than QEMU's, no difference without a reason.
+mod mutants;
+
 /// Images made to stall or exhaust a checker, each in a process of its own.
 mod hostile;
 

@@ -1,7 +1,7 @@
 //! What holds for any bytes and any failure of the storage.
 
 use proptest::prelude::*;
-use qcow2_check::{Options, Report, Verdict, audit};
+use qcow2_check::{Options, Report, Severity, Verdict, audit, check};
 use qcow2_io::{Fault, Faulty, Memory, Operation};
 
 /// Findings kept of each kind.
@@ -172,6 +172,33 @@ fn sound() -> Vec<u8> {
         put((2 << 12) + 2 * cluster, &1_u16.to_be_bytes());
     }
     bytes
+}
+
+#[test]
+fn every_failed_read_is_an_error_in_the_report() {
+    let report = check(&Memory::from(sound()), &options(1));
+    assert_eq!(report.verdict(), Verdict::Sound, "{:?}", report.findings);
+    for nth in 1.. {
+        let faulty = Faulty::new(Memory::from(sound()));
+        faulty.add(Fault::on(Operation::Read).nth(nth));
+        let report = check(&faulty, &options(1));
+        if report.verdict() == Verdict::Sound {
+            assert!(nth > 4, "only {} reads were failed", nth - 1);
+            return;
+        }
+        assert_eq!(
+            report.verdict(),
+            Verdict::Incomplete,
+            "read {nth}: {:?}",
+            report.findings
+        );
+        assert!(
+            report.total_of(Severity::Error) > 0,
+            "read {nth}: {:?}",
+            report.findings
+        );
+        assert!(nth < 1000, "there is no end");
+    }
 }
 
 #[test]

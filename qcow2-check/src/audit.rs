@@ -1,8 +1,6 @@
 //! What is dangerous about an image, though it may be consistent.
 
-use qcow2_format::LuksHeader;
 use qcow2_format::header::CryptMethod;
-use qcow2_format::luks::LuksSlotState;
 use qcow2_io::ExtentKind;
 
 use crate::image::{Image, MetaRange};
@@ -18,8 +16,6 @@ const TABLE_PAST_END_SANE: u64 = 1 << 20;
 const FAN_IN_SANE: u64 = 1000;
 /// More snapshots than this take long to walk.
 const SNAPSHOTS_SANE: u64 = 1000;
-/// Iterations that keep a fast machine busy for a minute or so.
-const ITERATIONS_SANE: u32 = 50_000_000;
 /// Formats that backing files have.
 const FORMATS: [&[u8]; 12] = [
     b"qcow2",
@@ -60,36 +56,6 @@ pub(crate) fn file_end(image: &Image<'_>, end_cluster: u64, run: &Run<'_>) {
         let place = Place::of(Structure::File).at(first, data);
         let detail = format!("the image ends at {end:#x}, the file at {len:#x}");
         run.find(Finding::new(Code::DataPastImage, place, detail));
-    }
-}
-
-/// Checks the LUKS header.
-pub(crate) fn crypto(image: &Image<'_>, run: &Run<'_>) {
-    let Some(extension) = image.header.crypto() else {
-        return;
-    };
-    let offset = extension.offset.get();
-    let place = Place::of(Structure::CryptoHeader).at(offset, extension.len_bytes);
-    let mut bytes = [0; LuksHeader::LEN];
-    let invalid = |detail: String| {
-        run.find(Finding::new(Code::CryptoInvalid, place.clone(), detail));
-    };
-    if let Err(error) = image.reader.read(&mut bytes, offset) {
-        invalid(format!("can't be read: {error}"));
-        return;
-    }
-    let header = LuksHeader::from_bytes(bytes);
-    for defect in header.defects() {
-        invalid(defect.to_string());
-    }
-    for (number, (material, slot)) in header.key_material().iter().zip(header.slots()).enumerate() {
-        let end = material.offset.saturating_add(material.len_bytes);
-        if slot.state() == LuksSlotState::Enabled && end > extension.len_bytes {
-            invalid(format!(
-                "the key material of slot {number} ends at {end:#x}, the area at {:#x}",
-                extension.len_bytes
-            ));
-        }
     }
 }
 
@@ -172,7 +138,7 @@ pub(crate) fn hazards(loaded: &Loaded<'_>, scan: &L1Scan, tally: &Tally, run: &R
         );
         run.find(finding.times(tally.clear_text));
     }
-    crypto_work(image, run);
+    crate::crypto::hazards(image, run);
 }
 
 fn huge_table(image: &Image<'_>, range: &MetaRange, run: &Run<'_>) {
@@ -188,29 +154,6 @@ fn huge_table(image: &Image<'_>, range: &MetaRange, run: &Run<'_>) {
             image.file_len()
         );
         run.find(Finding::new(Code::HugeTable, range.place(), detail));
-    }
-}
-
-fn crypto_work(image: &Image<'_>, run: &Run<'_>) {
-    let Some(extension) = image.header.crypto() else {
-        return;
-    };
-    let mut bytes = [0; LuksHeader::LEN];
-    let offset = extension.offset.get();
-    if image.reader.read(&mut bytes, offset).is_err() {
-        return;
-    }
-    let header = LuksHeader::from_bytes(bytes);
-    let mut work = vec![("master key".to_owned(), header.master_key_iterations())];
-    for (number, slot) in header.slots().iter().enumerate() {
-        if slot.state() == LuksSlotState::Enabled {
-            work.push((format!("key slot {number}"), slot.iterations()));
-        }
-    }
-    for (what, iterations) in work.into_iter().filter(|(_, n)| *n > ITERATIONS_SANE) {
-        let place = Place::of(Structure::CryptoHeader).at(offset, LuksHeader::LEN as u64);
-        let detail = format!("{what}: {iterations} iterations");
-        run.find(Finding::new(Code::CryptoWork, place, detail));
     }
 }
 

@@ -126,7 +126,7 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     }
     tallied_notes(image, &tally, run);
     crate::audit::file_end(image, compared.end, run);
-    crate::audit::crypto(image, run);
+    crate::crypto::check(image, run);
     if hazards {
         crate::audit::hazards(loaded, &scan, &tally, run);
     }

@@ -18,6 +18,7 @@ mod check;
 mod code;
 mod compare;
 mod copied;
+mod crypto;
 mod finding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

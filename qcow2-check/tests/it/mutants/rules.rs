@@ -112,16 +112,6 @@ pub(super) const RULES: &[Rule] = &[
         applies: |case| case.refused_for(&["Invalid password", "'encrypt.key-secret' is required"]),
     },
     Rule {
-        name: "algorithms",
-        why: "which ciphers and hashes there are depends on QEMU's build, and no check needs one",
-        milder: true,
-        applies: |case| {
-            case.base.name == "luks"
-                && case.mutant.structure == "LUKS header"
-                && case.refused_for(&["not supported", "Unexpected cipher mode", "Unsupported"])
-        },
-    },
-    Rule {
         name: "data file",
         why: "the external data file is never opened, so it need not be there",
         milder: true,

@@ -213,14 +213,14 @@ impl<'a> RefcountBlock<'a> {
                 }
             }
         }
-        let (chunks, rest) = bytes.as_chunks::<8>();
-        let pattern = u64::from_be_bytes(pattern);
-        rest.is_empty()
-            && chunks.chunks(32).all(|some| {
-                some.iter()
-                    .fold(0, |d, c| d | u64::from_be_bytes(*c) ^ pattern)
-                    == 0
-            })
+        // A comparison with a long pattern is what the platform's memory comparison is best at.
+        let mut block = [0; 256];
+        for (slot, byte) in block.iter_mut().zip(pattern.iter().cycle()) {
+            *slot = *byte;
+        }
+        bytes
+            .chunks(block.len())
+            .all(|chunk| block.get(..chunk.len()) == Some(chunk))
     }
 
     /// The block's bytes.

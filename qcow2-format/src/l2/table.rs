@@ -85,28 +85,15 @@ impl<'a> L2Table<'a> {
         } else {
             let (words, _) = self.bytes.as_chunks::<8>();
             let rest = words.get(start..).unwrap_or_default();
-            let mut run = 0;
-            // Eight at a time without a branch between them: most runs are long.
-            for eight in rest.chunks_exact(8) {
-                let mut differs = 0;
-                for (index, word) in (0_u64..).zip(eight) {
-                    differs |=
-                        u64::from_be_bytes(*word) ^ expected.wrapping_add(step.wrapping_mul(index));
-                }
-                if differs != 0 {
-                    break;
-                }
-                expected = expected.wrapping_add(step.wrapping_mul(8));
-                run += 8;
-            }
-            for word in rest.get(run..).unwrap_or_default() {
-                if u64::from_be_bytes(*word) != expected {
-                    break;
-                }
+            let run = swapped_run(rest, expected, step);
+            expected = expected.wrapping_add(step.wrapping_mul(run as u64));
+            let tail = rest.get(run..).unwrap_or_default().iter();
+            let tail = tail.take_while(|word| {
+                let same = u64::from_be_bytes(**word) == expected;
                 expected = expected.wrapping_add(step);
-                run += 1;
-            }
-            run
+                same
+            });
+            run + tail.count()
         }
     }
 
@@ -134,6 +121,55 @@ impl<'a> L2Table<'a> {
             .count();
         skipped / size + tail
     }
+}
+
+/// How many words, in eights, from the start on are `first`, `first + step`, and so on; `step` is a power of two.
+///
+/// Between two carries out of the byte that changes, adding `step` to big-endian words is adding a constant to the same words
+/// read in the other byte order. So the words are compared as they lie there, without swapping each.
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::little_endian_bytes,
+    reason = "shifts below 64 as step is a power of two; wrapped sums differ from entries; the byte order is the point"
+)]
+fn swapped_run(words: &[[u8; 8]], first: u64, step: u64) -> usize {
+    let bit = step.trailing_zeros();
+    if !step.is_power_of_two() {
+        return 0;
+    }
+    let swapped_step = 1_u64 << (56 - bit / 8 * 8 + bit % 8);
+    let mut expected = first;
+    let mut run = 0;
+    while let Some(rest) = words.get(run..).filter(|rest| rest.len() >= 8) {
+        let byte = (expected >> (bit / 8 * 8)) & 0xff;
+        let until_carry = usize::try_from((255 - byte) >> (bit % 8)).unwrap_or(0) + 1;
+        let part = rest.get(..until_carry.min(rest.len())).unwrap_or_default();
+        let mut swapped = expected.swap_bytes();
+        let mut same = 0;
+        for eight in part.chunks_exact(8) {
+            let mut differs = 0;
+            for (index, word) in (0_u64..).zip(eight) {
+                differs |= u64::from_le_bytes(*word)
+                    ^ swapped.wrapping_add(swapped_step.wrapping_mul(index));
+            }
+            if differs != 0 {
+                return run + same;
+            }
+            swapped = swapped.wrapping_add(swapped_step.wrapping_mul(8));
+            same += 8;
+        }
+        // What is left up to the carry, one by one, so that the next part begins behind it.
+        expected = expected.wrapping_add(step.wrapping_mul(same as u64));
+        for word in part.get(same..).unwrap_or_default() {
+            if u64::from_be_bytes(*word) != expected {
+                return run + same;
+            }
+            expected = expected.wrapping_add(step);
+            same += 1;
+        }
+        run += same;
+    }
+    run
 }
 
 #[inline]
@@ -184,6 +220,23 @@ mod tests {
             L2Table::new(&table(&words), geometry).sequential_run(0, 0x10000),
             0
         );
+    }
+
+    #[test]
+    fn a_run_is_found_for_every_cluster_size_and_across_carries() {
+        for bits in 9..=21 {
+            let geometry = Geometry::new(bits, 4, false).unwrap();
+            let step = geometry.cluster_size();
+            for start in [step, step * 250, step * 65530, (1 << 40) - step * 3] {
+                for len in [1, 2, 7, 8, 9, 63, 300, 513] {
+                    let mut words: Vec<u64> = (0..len).map(|i| start + i * step).collect();
+                    words.extend([start, start + step * 2]);
+                    let bytes = table(&words);
+                    let found = L2Table::new(&bytes, geometry).sequential_run(0, step);
+                    assert_eq!(found as u64, len, "{bits} {start:#x}");
+                }
+            }
+        }
     }
 
     #[test]

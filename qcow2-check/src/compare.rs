@@ -47,7 +47,7 @@ pub(crate) fn compare(image: &Image<'_>, map: &RefMap, blocks: &Blocks, run: &Ru
     let units = blocks.len().div_ceil(per_unit).saturating_add(1);
     let next = AtomicU64::new(0);
     let pending = Mutex::new(Ordered::default());
-    let parts = run.pool.broadcast(|_| {
+    let parts = run.on_each_thread(|| {
         let mut worker = Worker::new(image, map, end, run);
         let mut buffer = Vec::new();
         loop {

@@ -33,7 +33,7 @@ pub(crate) fn check(
     let units = scan.windows.len() as u64 + 1;
     let next = AtomicU64::new(0);
     let pending = Mutex::new(Ordered::default());
-    let parts = run.pool.broadcast(|_| {
+    let parts = run.on_each_thread(|| {
         let mut worker = Worker {
             image,
             facts: &facts,

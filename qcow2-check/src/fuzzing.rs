@@ -29,30 +29,16 @@ pub fn image(data: &[u8]) {
         max_findings: 5,
         monitor: None,
     };
-    let two = Options { threads: 2, ..one };
     let report = audit(&storage, &one);
-    if report.total(crate::Code::CheckLimited) > 0 {
-        // Where the check was cut off depends on the threads.
-        return;
-    }
-    let again = audit(&storage, &two);
-    assert_eq!(report.counts, again.counts, "counts depend on threads");
-    assert_eq!(report.totals, again.totals, "totals depend on threads");
-    assert_eq!(
-        report.findings, again.findings,
-        "findings depend on threads"
-    );
     for (code, total) in &report.totals {
-        let kept = report
+        let kept: Vec<u64> = report
             .findings
             .iter()
-            .filter(|finding| finding.code == *code);
-        assert!(kept.clone().count() <= 5, "{code} is kept too often");
-        assert!(
-            kept.map(|finding| finding.count)
-                .fold(0, u64::saturating_add)
-                <= *total
-        );
+            .filter(|finding| finding.code == *code)
+            .map(|finding| finding.count)
+            .collect();
+        assert!(kept.len() <= 5, "{code} is kept too often");
+        assert!(kept.into_iter().fold(0, u64::saturating_add) <= *total);
     }
     if report.verdict() == crate::Verdict::Sound {
         assert_eq!(report.total_of(Severity::Corruption), 0);
@@ -62,5 +48,18 @@ pub fn image(data: &[u8]) {
         .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
     if let Ok(found) = owners(&storage, HostOffset::new(offset), &one) {
         assert!(found.owners.len() <= 64);
+    }
+    // Threads take longer to start than most inputs to check: some inputs do. Where a check is cut off depends on threads.
+    let sum = content
+        .iter()
+        .fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    if sum % 16 == 0 && report.total(crate::Code::CheckLimited) == 0 {
+        let again = audit(&storage, &Options { threads: 2, ..one });
+        assert_eq!(report.counts, again.counts, "counts depend on threads");
+        assert_eq!(report.totals, again.totals, "totals depend on threads");
+        assert_eq!(
+            report.findings, again.findings,
+            "findings depend on threads"
+        );
     }
 }

@@ -276,7 +276,7 @@ fn gather(
 fn tables(image: &Image<'_>, scan: &L1Scan, wanted: &RefMap, run: &Run<'_>) -> Vec<Found> {
     let plan = Window::plan(image);
     let next = AtomicU64::new(0);
-    run.pool.broadcast(|_| {
+    run.on_each_thread(|| {
         let mut seeker = Seeker {
             image,
             wanted,

@@ -87,7 +87,8 @@ impl fmt::Debug for Options<'_> {
 
 /// A check under way.
 pub(crate) struct Run<'a> {
-    pub(crate) pool: rayon::ThreadPool,
+    /// Threads to work with; none where the caller's own is enough.
+    pool: Option<rayon::ThreadPool>,
     options: &'a Options<'a>,
     found: Mutex<Collector>,
     counts: Mutex<Counts>,
@@ -95,16 +96,32 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub(crate) fn new(options: &'a Options<'a>) -> Option<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .build()
-            .ok()?;
+        let pool = if options.threads == 1 {
+            None
+        } else {
+            let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads);
+            Some(threads.build().ok()?)
+        };
         Some(Self {
             pool,
             options,
             found: Mutex::new(Collector::new(options.max_findings)),
             counts: Mutex::new(Counts::default()),
         })
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.pool
+            .as_ref()
+            .map_or(1, rayon::ThreadPool::current_num_threads)
+    }
+
+    /// Runs `work` once on each thread, and gives all results.
+    pub(crate) fn on_each_thread<T: Send>(&self, work: impl Fn() -> T + Sync) -> Vec<T> {
+        match &self.pool {
+            Some(pool) => pool.broadcast(|_| work()),
+            None => vec![work()],
+        }
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -150,8 +150,8 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
         map: Mutex::new(RefMap::new(image.file_clusters())),
         scattered: AtomicBool::new(false),
     };
-    let parts = run.pool.broadcast(|_| {
-        let mut worker = Worker::new(image, &shared, run.limit(), run.pool.current_num_threads());
+    let parts = run.on_each_thread(|| {
+        let mut worker = Worker::new(image, &shared, run.limit(), run.threads());
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
             if unit >= units || run.is_cancelled() || shared.is_scattered() {

@@ -96,7 +96,9 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
         return limited(run);
     }
     let blocks = blocks::load(image, &mut map, run);
-    let complete = loaded.defects.iter().all(|defect| !defect.is_refused())
+    let conflicts = map.conflicts().next().is_some();
+    let complete = !conflicts
+        && loaded.defects.iter().all(|defect| !defect.is_refused())
         && run.counts().corruptions == 0
         && run.total_of(Severity::Error) == 0
         && image.reader.failure().is_none()
@@ -112,7 +114,6 @@ fn references(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
         counts.image_end_offset = compared.end.max(1) << image.cluster_bits();
     }
     run.phase(Phase::Details, 0);
-    let conflicts = map.conflicts().next().is_some();
     if tally.copied_suspect || conflicts || !scan.duplicates.is_empty() || !compared.is_equal() {
         let wrong = copied::check(image, &map, &scan, &blocks, run);
         let mut counts = run.counts();

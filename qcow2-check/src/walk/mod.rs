@@ -7,6 +7,7 @@
 mod entries;
 mod l1;
 mod merged;
+mod runs;
 mod tables;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

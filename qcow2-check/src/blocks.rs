@@ -143,47 +143,43 @@ fn judge(
             .entry(index)
     };
     let aligned = image.geometry.is_cluster_aligned(entry.block());
-    let found = match (entry.reserved_bits(), aligned) {
-        _ if offset == 0 && entry.reserved_bits() == 0 => BlockRef::Absent,
-        (_, _) if offset == 0 => BlockRef::Absent,
-        (_, false) => BlockRef::Unreadable,
-        _ if offset >= OFFSET_MAX => BlockRef::Unreadable,
-        _ => BlockRef::At(offset),
+    let found = if offset == 0 {
+        BlockRef::Absent
+    } else if !aligned || offset >= OFFSET_MAX {
+        BlockRef::Unreadable
+    } else {
+        BlockRef::At(offset)
     };
-    if entry.reserved_bits() != 0 {
-        let detail = format!(
-            "entry {:#x} has the reserved bits {:#x}",
-            entry.bits(),
-            entry.reserved_bits()
-        );
-        run.find(Finding::new(Code::RefcountTableReserved, place(), detail));
+    let (bits, reserved) = (entry.bits(), entry.reserved_bits());
+    if reserved != 0 {
+        run.find_with(Code::RefcountTableReserved, || {
+            (
+                place(),
+                format!("entry {bits:#x} has the reserved bits {reserved:#x}"),
+            )
+        });
         return found;
     }
     if !aligned {
-        run.find(Finding::new(
-            Code::RefcountBlockUnaligned,
-            place(),
-            format!("the block would start at {offset:#x}"),
-        ));
+        run.find_with(Code::RefcountBlockUnaligned, || {
+            (place(), format!("the block would start at {offset:#x}"))
+        });
         return found;
     }
     let cluster = offset >> image.cluster_bits();
     if cluster >= known_clusters {
-        run.find(Finding::new(
-            Code::RefcountBlockPastEnd,
-            place(),
-            image.past_end(offset),
-        ));
+        run.find_with(Code::RefcountBlockPastEnd, || {
+            (place(), image.past_end(offset))
+        });
+        return found;
+    }
+    if found == BlockRef::Absent {
         return found;
     }
     match image.count(map, offset, size, 1, Sharing::Exclusive) {
         Counted::Yes => {}
         Counted::PastEnd | Counted::TooLong => {
-            run.find(Finding::new(
-                Code::ReferencePastEnd,
-                place(),
-                image.past_end(offset),
-            ));
+            run.find_with(Code::ReferencePastEnd, || (place(), image.past_end(offset)));
         }
     }
     if map.is_scattered() {
@@ -193,11 +189,9 @@ fn judge(
     let owners = map.weight(cluster);
     if owners.min(refcount_max) != 1 {
         *shared += 1;
-        run.find(Finding::new(
-            Code::RefcountBlockShared,
-            place(),
-            format!("its cluster has {owners} owners by now"),
-        ));
+        run.find_with(Code::RefcountBlockShared, || {
+            (place(), format!("its cluster has {owners} owners by now"))
+        });
         if *shared > SHARED_MAX {
             return BlockRef::Skipped;
         }

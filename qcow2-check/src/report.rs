@@ -164,14 +164,23 @@ impl Collector {
         count: u64,
         tell: impl FnOnce() -> (Place, String),
     ) {
-        if self
-            .kept_of
-            .get(code as usize)
-            .is_some_and(|kept| *kept < self.limit)
-        {
+        if self.wants(code) {
             let (place, detail) = tell();
             self.add(Finding::new(code, place, detail).times(count));
-        } else if let Some(total) = self.totals.get_mut(code as usize) {
+        } else {
+            self.pass_over(code, count);
+        }
+    }
+
+    /// Whether one more finding of a kind would be kept.
+    pub(crate) fn wants(&self, code: Code) -> bool {
+        let kept = self.kept_of.get(code as usize);
+        kept.is_some_and(|kept| *kept < self.limit)
+    }
+
+    /// Counts findings that are not kept.
+    pub(crate) fn pass_over(&mut self, code: Code, count: u64) {
+        if let Some(total) = self.totals.get_mut(code as usize) {
             *total = total.saturating_add(count);
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::report::{Collector, Counts};
-use crate::{Code, Finding, Severity};
+use crate::{Code, Finding, Place, Severity};
 
 /// A part of the check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,16 +146,31 @@ impl<'a> Run<'a> {
 
     /// Counts as QEMU counts, and keeps a finding.
     pub(crate) fn find(&self, finding: Finding) {
-        if finding.code.counted_by_qemu() {
+        self.count(finding.code, finding.count);
+        self.tell(finding);
+    }
+
+    /// Counts as QEMU counts, and keeps a finding that is made only if it is kept: where hostile images have millions.
+    pub(crate) fn find_with(&self, code: Code, tell: impl FnOnce() -> (Place, String)) {
+        self.count(code, 1);
+        if self.found().wants(code) {
+            let (place, detail) = tell();
+            self.tell(Finding::new(code, place, detail));
+        } else {
+            self.found().pass_over(code, 1);
+        }
+    }
+
+    fn count(&self, code: Code, count: u64) {
+        if code.counted_by_qemu() {
             let mut counts = self.counts();
-            let of = match finding.severity() {
+            let of = match code.severity() {
                 Severity::Error => &mut counts.check_errors,
                 Severity::Leak => &mut counts.leaks,
                 _ => &mut counts.corruptions,
             };
-            *of = of.saturating_add(finding.count);
+            *of = of.saturating_add(count);
         }
-        self.tell(finding);
     }
 
     /// Keeps a finding that is counted elsewhere, or that QEMU does not count.

@@ -1,6 +1,7 @@
 //! The snapshot table: which trees there are besides the active one.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 
 use qcow2_format::header::{MAX_SNAPSHOTS, Version};
 use qcow2_format::snapshot::{MAX_TABLE_BYTES, MIN_EXTRA_DATA_LEN_V3};
@@ -53,6 +54,7 @@ pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, 
         unreadable(64, format!("the table would start at {offset:#x}"));
         return (snapshots, true);
     }
+    let hasher = RandomState::new();
     let mut ids = HashSet::new();
     let mut names = HashSet::new();
     let mut buffer = vec![0; if count == 0 { 0 } else { READ_BYTES }];
@@ -101,12 +103,18 @@ pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, 
             .at(at - len as u64, len as u64)
             .entry(number);
         fatal |= judge(image, &snapshot, &place, number, run);
-        if snapshot.id.is_empty() || !ids.insert(snapshot.id.clone()) {
-            let detail = format!("id {:?}", String::from_utf8_lossy(&snapshot.id));
-            run.find(Finding::new(Code::SnapshotDuplicate, place.clone(), detail));
-        } else if snapshot.name.is_empty() || !names.insert(snapshot.name.clone()) {
-            let detail = format!("name {:?}", String::from_utf8_lossy(&snapshot.name));
-            run.find(Finding::new(Code::SnapshotDuplicate, place.clone(), detail));
+        for (what, text, known) in [
+            ("id", &snapshot.id, &mut ids),
+            ("name", &snapshot.name, &mut names),
+        ] {
+            // Hashes do: a name may have tens of kilobytes, and to call two the same by mistake is a note.
+            if text.is_empty() || !known.insert(hasher.hash_one(text)) {
+                run.find_with(Code::SnapshotDuplicate, || {
+                    let detail = format!("{what} {:?}", String::from_utf8_lossy(text));
+                    (place.clone(), detail)
+                });
+                break;
+            }
         }
         let l1_offset = snapshot.l1_table_offset.get();
         let usable = l1_offset % size == 0 && u64::from(snapshot.l1_entries) <= L1_ENTRIES_MAX;
@@ -145,42 +153,46 @@ fn judge(
     run: &Run<'_>,
 ) -> bool {
     if image.header.version == Version::V3 && snapshot.extra_data.len() < MIN_EXTRA_DATA_LEN_V3 {
-        let detail = format!("{} bytes of extra data", snapshot.extra_data.len());
-        run.find(Finding::new(
-            Code::SnapshotIncomplete,
-            place.clone(),
-            detail,
-        ));
+        run.find_with(Code::SnapshotIncomplete, || {
+            let detail = format!("{} bytes of extra data", snapshot.extra_data.len());
+            (place.clone(), detail)
+        });
     }
     let geometry = image.geometry;
     let l1_offset = snapshot.l1_table_offset.get();
     let entries = u64::from(snapshot.l1_entries);
-    let place = place.clone().snapshot(Some(number));
+    let place = || place.clone().snapshot(Some(number));
     if !l1_offset.is_multiple_of(geometry.cluster_size()) {
-        let detail = format!("the L1 table would start at {l1_offset:#x}");
-        run.find(Finding::new(Code::SnapshotL1Invalid, place, detail));
+        run.find_with(Code::SnapshotL1Invalid, || {
+            (
+                place(),
+                format!("the L1 table would start at {l1_offset:#x}"),
+            )
+        });
         return false;
     }
     if entries > L1_ENTRIES_MAX {
-        let detail = format!("the L1 table would have {entries} entries");
-        run.find(Finding::new(Code::SnapshotL1Invalid, place, detail));
+        run.find_with(Code::SnapshotL1Invalid, || {
+            (
+                place(),
+                format!("the L1 table would have {entries} entries"),
+            )
+        });
         return false;
     }
     let disk = snapshot.disk_size().unwrap_or(image.header.virtual_size());
-    let needed = geometry.l1_entries_for(disk);
-    let state = snapshot.vm_state_size().div_ceil(geometry.l2_coverage());
-    let state = if snapshot.vm_state_size() == 0 {
-        0
-    } else {
-        state
-    };
-    if needed.saturating_add(state) > entries {
-        let detail = format!(
-            "disk of {disk} bytes and VM state of {} bytes need {} L1 entries, there are {entries}",
-            snapshot.vm_state_size(),
-            needed.saturating_add(state)
-        );
-        run.find(Finding::new(Code::SnapshotSize, place, detail));
+    let state = snapshot.vm_state_size();
+    // The VM state begins where the next L2 table would, and an empty one needs no table.
+    let needed = geometry
+        .l1_entries_for(disk)
+        .saturating_add(geometry.l1_entries_for(state));
+    if needed > entries {
+        run.find_with(Code::SnapshotSize, || {
+            let detail = format!(
+                "disk of {disk} bytes and VM state of {state} bytes need {needed} L1 entries, there are {entries}"
+            );
+            (place(), detail)
+        });
     }
     // QEMU gives up on offsets that its signed arithmetic can't hold.
     entries > 0 && i64::try_from(l1_offset).is_err()

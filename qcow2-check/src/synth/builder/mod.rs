@@ -350,8 +350,8 @@ impl Builder {
         offset
     }
 
-    /// Stores metadata in clusters of its own.
-    fn place(&mut self, content: &[u8]) -> HostOffset {
+    /// Stores metadata in clusters of its own. What refers to it, such as a header extension, is for the caller to write.
+    pub fn place(&mut self, content: &[u8]) -> HostOffset {
         let clusters = self.geometry().clusters_for(content.len() as u64);
         let offset = self.take_counted(clusters);
         self.pieces.push((offset, content.to_vec()));

@@ -24,7 +24,7 @@ impl Worker<'_, '_> {
         if image.rules.external_data
             || image.geometry.extended_l2()
             || at.weight != 1
-            || image.guest_offset(at.l1_index + 1, 0) > image.header.virtual_size()
+            || image.guest_offset(at.l1_index.saturating_add(1), 0) > image.header.virtual_size()
         {
             return 0;
         }

@@ -1,5 +1,6 @@
 //! First clusters: every field and every kind of extension that a header can have.
 
+use qcow2_check::synth::Builder;
 use qcow2_format::header::{
     BitmapsExtension, CompressionType, CryptMethod, CryptoExtension, Extension, FeatureName,
     Version,
@@ -7,7 +8,6 @@ use qcow2_format::header::{
 use qcow2_format::luks::{HEADER_SECTORS, STRIPES};
 use qcow2_format::{Geometry, Header, HostOffset};
 
-use super::draft::Draft;
 use crate::Seed;
 
 /// A name, a version, and what makes the header special.
@@ -67,7 +67,9 @@ pub(crate) fn header() -> Vec<Seed> {
     ];
     let geometry = Geometry::new(12, 4, false).expect("within the format's limits");
     let seed = |(name, version, change): Variant| {
-        let mut header = Draft::new(version, geometry, 1 << 20).header;
+        let mut header = Builder::new(version, geometry, 1 << 20).header;
+        header.refcount_table_offset = HostOffset::new(0x1000);
+        header.refcount_table_clusters = 1;
         header.l1_table_offset = HostOffset::new(0x3000);
         header.l1_entries = 1;
         change(&mut header);

@@ -1,6 +1,5 @@
-//! The inputs that fuzzing starts from, built by the encoders of `qcow2-format`.
+//! The inputs that fuzzing starts from, built by the encoders of `qcow2-format` and the image writer of `qcow2-check`.
 
-mod draft;
 mod header;
 mod image;
 mod tables;

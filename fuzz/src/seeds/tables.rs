@@ -47,7 +47,7 @@ pub(crate) fn tables() -> Vec<Seed> {
 }
 
 /// A snapshot as QEMU writes them in version 3.
-pub(super) fn snapshot(id: u32) -> Snapshot {
+fn snapshot(id: u32) -> Snapshot {
     let disk_size: u64 = 64 * 512;
     Snapshot {
         l1_table_offset: HostOffset::new(0x4000),
@@ -63,12 +63,12 @@ pub(super) fn snapshot(id: u32) -> Snapshot {
     }
 }
 
-pub(super) fn snapshot_table(snapshots: &[Snapshot]) -> Vec<u8> {
+fn snapshot_table(snapshots: &[Snapshot]) -> Vec<u8> {
     encode_table(snapshots).expect("within the format's limits")
 }
 
 /// A bitmap with a bit for each cluster of 512 bytes.
-pub(super) fn bitmap(index: u8) -> BitmapEntry {
+fn bitmap(index: u8) -> BitmapEntry {
     BitmapEntry {
         table_offset: HostOffset::new(0x4000),
         table_entries: 1,
@@ -80,12 +80,12 @@ pub(super) fn bitmap(index: u8) -> BitmapEntry {
     }
 }
 
-pub(super) fn bitmap_directory(entries: &[BitmapEntry]) -> Vec<u8> {
+fn bitmap_directory(entries: &[BitmapEntry]) -> Vec<u8> {
     let encode = |entry: &BitmapEntry| entry.encode().expect("within the format's limits");
     entries.iter().flat_map(encode).collect()
 }
 
-pub(super) fn bitmap_table(entries: &[BitmapCluster]) -> Vec<u8> {
+fn bitmap_table(entries: &[BitmapCluster]) -> Vec<u8> {
     entries
         .iter()
         .flat_map(|entry| BitmapTableEntry::new(*entry).to_be_bytes())

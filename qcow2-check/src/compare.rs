@@ -292,13 +292,22 @@ impl<'a, 'i> Worker<'a, 'i> {
         while cluster < start + len {
             let stop = (start + len).min((cluster / PAGE_CLUSTERS + 1) * PAGE_CLUSTERS);
             let page = self.map.page(cluster / PAGE_CLUSTERS);
-            let at = usize::try_from(cluster - start).unwrap_or(usize::MAX);
-            let count = usize::try_from(stop - cluster).unwrap_or(0);
             let uniform = match page.map(|page| page.uniform()) {
                 None => Some(0),
                 Some(Some(1)) if stop - cluster < PAGE_CLUSTERS => None,
                 Some(uniform) => uniform,
             };
+            let at = usize::try_from(cluster - start).unwrap_or(usize::MAX);
+            if uniform == Some(1) {
+                let far = self.ones_end(stop, (start + len).min(self.end));
+                let count = usize::try_from(far - cluster).unwrap_or(0);
+                if far > stop && block.all_equal(at, count, 1) {
+                    self.sum.end = self.sum.end.max(far);
+                    cluster = far;
+                    continue;
+                }
+            }
+            let count = usize::try_from(stop - cluster).unwrap_or(0);
             if stop <= self.end && uniform.is_some_and(|value| block.all_equal(at, count, value)) {
                 if uniform == Some(1) {
                     self.sum.end = self.sum.end.max(stop);
@@ -317,6 +326,20 @@ impl<'a, 'i> Worker<'a, 'i> {
             }
             cluster = stop;
         }
+    }
+
+    /// How far pages go on, from `cluster` on and up to `end`, in which every cluster is referenced once; not very far, as
+    /// the comparison that follows may have to be repeated page by page.
+    fn ones_end(&self, cluster: u64, end: u64) -> u64 {
+        let end = end.min(cluster + 7 * PAGE_CLUSTERS);
+        let mut stop = cluster;
+        while stop + PAGE_CLUSTERS <= end
+            && let Some(page) = self.map.page(stop / PAGE_CLUSTERS)
+            && page.uniform() == Some(1)
+        {
+            stop += PAGE_CLUSTERS;
+        }
+        stop
     }
 
     /// Compares clusters within one page, 64 at a time. `masks` tells which of 64 refcounts are 1 and which are more.

@@ -241,6 +241,14 @@ impl RefMap {
             .add(within(cluster), weight, sharing);
     }
 
+    /// Adds `weight` references of compressed data to a cluster.
+    #[inline]
+    pub(crate) fn add_packed(&mut self, cluster: u64, weight: u64) {
+        self.references += 1;
+        self.slot(cluster / PAGE_CLUSTERS)
+            .add_packed(within(cluster), weight);
+    }
+
     /// Adds a reference of an exclusive owner to a cluster, the same as [`add`](Self::add) but not at once:
     /// [`settle`](Self::settle) comes before anything is asked of the map.
     #[inline]

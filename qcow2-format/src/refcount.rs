@@ -214,10 +214,8 @@ impl<'a> RefcountBlock<'a> {
             }
         }
         // A comparison with a long pattern is what the platform's memory comparison is best at.
-        let mut block = [0; 256];
-        for (slot, byte) in block.iter_mut().zip(pattern.iter().cycle()) {
-            *slot = *byte;
-        }
+        let block = [pattern; 32];
+        let block = block.as_flattened();
         bytes
             .chunks(block.len())
             .all(|chunk| block.get(..chunk.len()) == Some(chunk))

@@ -173,6 +173,24 @@ impl Slot<'_> {
         *self.conflicts |= clash;
     }
 
+    /// Adds references of compressed data to the cluster at `at`.
+    #[inline]
+    pub(super) fn add_packed(&mut self, at: usize, weight: u64) {
+        let bit = 1_u64 << (at % 64);
+        let word = at / 64;
+        // In compressed images every page comes to this: counts in the narrow form, the cluster a new one.
+        if self.seen[word] & bit == 0
+            && let Some(Some(more)) = self.more.get_mut(self.index)
+            && more.counts.set_narrow(at, weight)
+        {
+            self.seen[word] |= bit;
+            more.packed[word] |= bit;
+            more.multi[word] |= bit;
+        } else {
+            self.add(at, weight, Sharing::Packed);
+        }
+    }
+
     /// Adds references to the clusters at `from..to`, one exclusive owner each.
     pub(super) fn add_run(&mut self, from: usize, to: usize, weight: u64) {
         let words = from / 64..=(to - 1) / 64;

@@ -57,6 +57,8 @@ proptest! {
                     let sharing = if packed { Sharing::Packed } else { Sharing::Exclusive };
                     if weight == 1 && !packed && cluster % 2 == 0 {
                         maps[worker].add_later(cluster);
+                    } else if packed && cluster % 2 == 0 {
+                        maps[worker].add_packed(cluster, weight);
                     } else {
                         maps[worker].add(cluster, weight, sharing);
                     }

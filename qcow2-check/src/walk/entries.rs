@@ -186,13 +186,31 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Hands over what [`refer_packed`](Self::refer_packed) has summed up.
-    pub(super) fn flush_packed(&mut self) {
-        let (cluster, weight) = std::mem::take(&mut self.packed);
+    /// References to one cluster that were summed up but not handed over: the cluster, and how many.
+    #[inline]
+    pub(super) fn packed(&self) -> (u64, u64) {
+        self.packed
+    }
+
+    /// Sets what [`packed`](Self::packed) gives.
+    #[inline]
+    pub(super) fn keep_packed(&mut self, packed: (u64, u64)) {
+        self.packed = packed;
+    }
+
+    /// Hands over references that were summed up.
+    #[inline]
+    pub(super) fn set_packed(&mut self, (cluster, weight): (u64, u64)) {
         if weight > 0 {
-            self.map.add(cluster, weight, Sharing::Packed);
+            self.map.add_packed(cluster, weight);
             self.bound_memory();
         }
+    }
+
+    /// Hands over what [`refer_packed`](Self::refer_packed) has summed up.
+    pub(super) fn flush_packed(&mut self) {
+        let packed = std::mem::take(&mut self.packed);
+        self.set_packed(packed);
     }
 
     /// Statistics of allocated clusters in the active tree.

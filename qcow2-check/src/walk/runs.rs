@@ -69,6 +69,8 @@ impl Worker<'_, '_> {
         if image.rules.external_data || image.is_encrypted() {
             return 0;
         }
+        let weight = at.weight;
+        let (mut cluster, mut sum) = self.packed();
         while let Some(entry) = table.get(index) {
             let ClusterKind::Compressed(extent) = entry.kind(image.rules) else {
                 break;
@@ -83,14 +85,21 @@ impl Worker<'_, '_> {
                 break;
             }
             let last = (end - 1) >> bits;
-            let mut cluster = offset >> bits;
-            self.refer_packed(cluster, at.weight);
-            while cluster < last {
-                cluster += 1;
-                self.refer_packed(cluster, at.weight);
+            let mut touched = offset >> bits;
+            loop {
+                if touched != cluster {
+                    self.set_packed((cluster, sum));
+                    (cluster, sum) = (touched, 0);
+                }
+                sum = sum.saturating_add(weight);
+                if touched >= last {
+                    break;
+                }
+                touched += 1;
             }
             index += 1;
         }
+        self.keep_packed((cluster, sum));
         let count = (index - start) as u64 * at.active_refs;
         let counts = &mut self.tally.counts;
         counts.allocated_clusters += count;

@@ -3,7 +3,6 @@
 //! Every case runs in a process of its own, so that its peak memory can be read from `/proc`.
 
 use std::env;
-use std::fs;
 use std::process::Command;
 
 use qcow2_check::{Code, Options, Report, Verdict, audit};
@@ -19,10 +18,7 @@ const COPIED: u64 = 1 << 63;
 fn alone(test: &str, case: impl FnOnce()) {
     if env::var(CASE).is_ok_and(|name| name == test) {
         case();
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        if let Some(peak) = peak {
-            let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        if let Some(peak) = crate::oracle::peak_memory_kib() {
             eprintln!("peak memory {} MiB", peak >> 10);
             assert!(peak << 10 < MEMORY, "peak memory of {peak} KiB");
         }

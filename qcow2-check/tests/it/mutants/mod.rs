@@ -88,6 +88,9 @@ fn qemu_is_never_stricter_about_a_damaged_image_and_each_difference_has_its_rule
         );
     }
     assert!(total >= 2000, "only {total} mutants");
+    if let Some(peak) = oracle::peak_memory_kib() {
+        assert!(peak < 256 << 10, "peak memory of {peak} KiB");
+    }
 }
 
 enum Outcome {

@@ -230,7 +230,8 @@ impl<'a, 'i> Worker<'a, 'i> {
     /// Looks for references beyond what refcounts can express, where there are no refcounts to compare with.
     fn overflows(&mut self, from: u64, to: u64) {
         let mut cluster = from;
-        while let Some(number) = self.map.next_page(cluster / PAGE_CLUSTERS) {
+        let end = to.div_ceil(PAGE_CLUSTERS);
+        while let Some(number) = self.map.next_page(cluster / PAGE_CLUSTERS, end) {
             let first = (number * PAGE_CLUSTERS).max(cluster);
             if first >= to {
                 return;
@@ -269,7 +270,8 @@ impl<'a, 'i> Worker<'a, 'i> {
         let to = to.min(self.end);
         let mut cluster = from;
         while cluster < to {
-            let Some(number) = self.map.next_page(cluster / PAGE_CLUSTERS) else {
+            let end = to.div_ceil(PAGE_CLUSTERS);
+            let Some(number) = self.map.next_page(cluster / PAGE_CLUSTERS, end) else {
                 return;
             };
             let first = (number * PAGE_CLUSTERS).max(cluster);

@@ -128,9 +128,11 @@ impl RefMap {
         }
     }
 
-    /// An empty map for the same file.
-    pub(crate) fn fresh(&self) -> Self {
-        Self::new(self.near_clusters())
+    /// Takes out all references but those that are not in the map yet.
+    pub(crate) fn take(&mut self) -> Self {
+        let mut fresh = Self::new(self.near_clusters());
+        std::mem::swap(&mut fresh.scatter, &mut self.scatter);
+        std::mem::replace(self, fresh)
     }
 
     #[inline]
@@ -204,21 +206,30 @@ impl RefMap {
         })
     }
 
-    /// The first page at or after `number` that has references.
-    pub(crate) fn next_page(&self, number: u64) -> Option<u64> {
+    /// The first page at or after `number`, and before `end`, that has references.
+    pub(crate) fn next_page(&self, number: u64, end: u64) -> Option<u64> {
+        if number >= end {
+            return None;
+        }
         let (first, at) = place(number.saturating_mul(PAGE_CLUSTERS));
+        let (last, _) = place((end - 1).saturating_mul(PAGE_CLUSTERS));
         let mut skip = at / PAGE_LEN;
-        for (index, chunk) in self.near.iter().enumerate().skip(first) {
+        let chunks = self.near.iter().enumerate().skip(first);
+        for (index, chunk) in chunks.take_while(|(index, _)| *index <= last) {
             if let Some(chunk) = chunk {
                 let (pages, _) = chunk.seen.as_chunks::<PAGE_WORDS>();
                 let mut used = pages.iter().skip(skip).map(|page| *page != [0; PAGE_WORDS]);
                 if let Some(found) = used.position(|used| used) {
-                    return Some((index * CHUNK_PAGES + skip + found) as u64);
+                    let found = (index * CHUNK_PAGES + skip + found) as u64;
+                    return (found < end).then_some(found);
                 }
             }
             skip = 0;
         }
-        self.far.range(number..).next().map(|(number, _)| *number)
+        self.far
+            .range(number..end)
+            .next()
+            .map(|(number, _)| *number)
     }
 
     /// Adds `weight` references to a cluster.
@@ -250,7 +261,7 @@ impl RefMap {
     }
 
     /// Adds a reference of an exclusive owner to a cluster, the same as [`add`](Self::add) but not at once:
-    /// [`settle`](Self::settle) comes before anything is asked of the map.
+    /// such a map may be asked nothing, only [merged](Self::merge) into another.
     #[inline]
     pub(crate) fn add_later(&mut self, cluster: u64) {
         let near = self.near_clusters();
@@ -261,13 +272,6 @@ impl RefMap {
                 }
             }
             _ => self.add(cluster, 1, Sharing::Exclusive),
-        }
-    }
-
-    /// Brings all references into the map.
-    pub(crate) fn settle(&mut self) {
-        for region in 0..self.scatter.regions() {
-            self.settle_region(region);
         }
     }
 
@@ -385,8 +389,12 @@ impl RefMap {
 
     /// Takes the references of another map of the same file in.
     pub(crate) fn merge(&mut self, mut other: Self) {
-        self.settle();
-        other.settle();
+        // What is not in the other map yet comes straight into this one: there it could take memory for each reference.
+        for region in 0..other.scatter.regions() {
+            for cluster in other.scatter.take(region) {
+                self.add(u64::from(*cluster), 1, Sharing::Exclusive);
+            }
+        }
         self.references = self.references.saturating_add(other.references);
         self.conflicts |= other.conflicts;
         for (index, chunk) in other.near.into_iter().enumerate() {
@@ -428,13 +436,13 @@ impl RefMap {
     /// Clusters with owners that may not share them, ascending.
     pub(crate) fn conflicts(&self) -> impl Iterator<Item = u64> + '_ {
         let mut next = if self.conflicts {
-            self.next_page(0)
+            self.next_page(0, u64::MAX)
         } else {
             None
         };
         let pages = std::iter::from_fn(move || {
             let number = next?;
-            next = self.next_page(number + 1);
+            next = self.next_page(number + 1, u64::MAX);
             Some(number)
         });
         pages.flat_map(move |number| {

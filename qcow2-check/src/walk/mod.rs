@@ -117,8 +117,7 @@ impl<'a, 'i> Worker<'a, 'i> {
     #[inline]
     pub(super) fn bound_memory(&mut self) {
         if self.map.bytes() > self.map_bytes_max {
-            let fresh = self.map.fresh();
-            self.shared.take_in(std::mem::replace(&mut self.map, fresh));
+            self.shared.take_in(self.map.take());
         }
     }
 
@@ -170,7 +169,6 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
             }
             run.progress(image.reader.bytes_read());
         }
-        worker.map.settle();
         (worker.map, worker.tally)
     });
     let scattered = shared.is_scattered();

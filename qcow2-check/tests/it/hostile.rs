@@ -349,3 +349,82 @@ fn tables_that_lead_to_themselves_and_each_other_end() {
         },
     );
 }
+
+/// A stream of numbers without order.
+fn scramble(seed: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(seed), |last| {
+        Some(last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1))
+    })
+}
+
+#[test]
+fn references_are_scattered_over_four_tebibytes() {
+    alone(
+        "hostile::references_are_scattered_over_four_tebibytes",
+        || {
+            const TABLES: u64 = 4096;
+            const CLUSTERS: u64 = (4 << 40) >> 12;
+            // 0 header, 1 refcount table, 2.. L1 table, 1024.. L2 tables
+            let draft = Draft::new(12, 4, TABLES << 21);
+            draft.refcount_table(1 << 12, 1);
+            draft.l1(2 << 12, 4096);
+            draft.table(2 << 12, (0..TABLES).map(|table| (1024 + table) << 12));
+            let entries = scramble(1).map(|number| ((number >> 20) % CLUSTERS).max(1) << 12);
+            draft.table(1024 << 12, entries.take(4096 * 512));
+            draft.end(CLUSTERS);
+
+            let report = judge(&draft.memory);
+            assert_eq!(report.verdict(), Verdict::Incomplete);
+            assert!(report.total(Code::CheckLimited) > 0, "{:?}", report.totals);
+        },
+    );
+}
+
+#[test]
+fn l1_entries_are_scattered_over_a_file_of_exbibytes() {
+    alone(
+        "hostile::l1_entries_are_scattered_over_a_file_of_exbibytes",
+        || {
+            const ENTRIES: u32 = 4 << 20;
+            let draft = Draft::new(9, 4, u64::from(ENTRIES) << 15);
+            draft.refcount_table(1 << 9, 1);
+            draft.l1(1 << 20, ENTRIES);
+            let entries = scramble(2).map(|number| (number >> 9) & ((1 << 55) - 512));
+            draft.table(1 << 20, entries.take(4 << 20));
+            draft.end(1 << 46);
+
+            let report = judge(&draft.memory);
+            assert_eq!(report.verdict(), Verdict::Incomplete);
+            assert!(report.total(Code::CheckLimited) > 0, "{:?}", report.totals);
+        },
+    );
+}
+
+#[test]
+fn half_a_million_refcount_blocks_of_a_sparse_file_are_one() {
+    alone(
+        "hostile::half_a_million_refcount_blocks_of_a_sparse_file_are_one",
+        || {
+            const CLUSTERS: u64 = (4 << 40) >> 12;
+            // 0 header, 1 L1 table, 2 refcount block full of ones, 1024.. refcount table
+            let draft = Draft::new(12, 4, 1 << 21);
+            draft.l1(1 << 12, 1);
+            draft
+                .memory
+                .write_at(&[0, 1].repeat(2048), 2 << 12)
+                .unwrap();
+            draft.refcount_table(1024 << 12, 1024);
+            draft.table(1024 << 12, (0..CLUSTERS / 2048).map(|_| 2 << 12));
+            draft.end(CLUSTERS);
+
+            let report = judge(&draft.memory);
+            assert_eq!(report.verdict(), Verdict::Incomplete);
+            assert!(
+                report.total(Code::RefcountBlockShared) > 0,
+                "{:?}",
+                report.totals
+            );
+            assert!(report.total(Code::CheckLimited) > 0, "{:?}", report.totals);
+        },
+    );
+}

@@ -8,6 +8,8 @@ use qcow2_io::{ExtentKind, Storage, StorageError};
 
 /// Zero tables met before the storage is asked where its holes are. Sound images have few.
 const ZERO_TABLES: u64 = 16;
+/// Most zero tables between two questions.
+const PAUSE_MAX: u64 = 1 << 14;
 /// Holes remembered.
 const HOLES_MAX: usize = 1 << 16;
 
@@ -18,6 +20,10 @@ pub(crate) struct Reader<'a> {
     len: u64,
     read: AtomicU64,
     zero_tables: AtomicU64,
+    /// Zero tables to be met before the storage is asked again.
+    ask_at: AtomicU64,
+    /// How many zero tables the last vain question was worth.
+    pause: AtomicU64,
     any_hole: AtomicBool,
     holes: RwLock<BTreeMap<u64, u64>>,
     /// The first read that failed.
@@ -31,6 +37,8 @@ impl<'a> Reader<'a> {
             len: storage.len()?,
             read: AtomicU64::new(0),
             zero_tables: AtomicU64::new(0),
+            ask_at: AtomicU64::new(ZERO_TABLES),
+            pause: AtomicU64::new(1),
             any_hole: AtomicBool::new(false),
             holes: RwLock::new(BTreeMap::new()),
             failure: OnceLock::new(),
@@ -98,8 +106,12 @@ impl<'a> Reader<'a> {
 
     /// Says that a table read as zero. After some of them the storage is asked for the hole it lies in, so that what an
     /// image claims to keep in a hole costs a look and no reading.
+    ///
+    /// Asking costs, too: a file system may look at every page of the data that it finds instead of a hole. So each vain
+    /// question doubles the number of tables until the next.
     pub(crate) fn met_zero_table(&self, offset: u64) {
-        if self.zero_tables.fetch_add(1, Ordering::Relaxed) < ZERO_TABLES
+        let met = self.zero_tables.fetch_add(1, Ordering::Relaxed);
+        if met < self.ask_at.load(Ordering::Relaxed)
             || offset >= self.len
             || self.known_hole_end(offset).is_some()
         {
@@ -108,12 +120,23 @@ impl<'a> Reader<'a> {
         let Ok(extents) = self.storage.extents(offset..self.len, 1) else {
             return;
         };
-        if let Some(hole) = extents.first().filter(|e| e.kind != ExtentKind::Data)
-            && let Ok(mut holes) = self.holes.write()
-            && holes.len() < HOLES_MAX
-        {
-            holes.insert(offset, offset.saturating_add(hole.len));
-            self.any_hole.store(true, Ordering::Relaxed);
+        if let Some(hole) = extents.first().filter(|e| e.kind != ExtentKind::Data) {
+            self.pause.store(1, Ordering::Relaxed);
+            if let Ok(mut holes) = self.holes.write()
+                && holes.len() < HOLES_MAX
+            {
+                holes.insert(offset, offset.saturating_add(hole.len));
+                self.any_hole.store(true, Ordering::Relaxed);
+            }
+        } else {
+            let pause = self
+                .pause
+                .load(Ordering::Relaxed)
+                .saturating_mul(2)
+                .min(PAUSE_MAX);
+            self.pause.store(pause, Ordering::Relaxed);
+            self.ask_at
+                .store(met.saturating_add(pause), Ordering::Relaxed);
         }
     }
 }

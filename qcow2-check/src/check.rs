@@ -26,16 +26,19 @@ pub fn audit(storage: &dyn Storage, options: &Options<'_>) -> Report {
 }
 
 fn run_all(storage: &dyn Storage, options: &Options<'_>, hazards: bool) -> Report {
-    let Some(run) = Run::new(options) else {
+    Run::start(options, |run| report(storage, run, hazards)).unwrap_or_else(|| {
         let place = Place::of(Structure::File);
         let finding = Finding::new(Code::HeaderUnreadable, place, "no threads can be started");
-        return Report {
+        Report {
             findings: vec![finding],
             totals: vec![(Code::HeaderUnreadable, 1)],
             fatal: true,
             ..Report::default()
-        };
-    };
+        }
+    })
+}
+
+fn report(storage: &dyn Storage, run: Run<'_>, hazards: bool) -> Report {
     run.phase(Phase::Tables, 0);
     let loaded = load::load(storage, &run);
     let fatal = loaded.as_ref().is_none_or(|loaded| loaded.fatal);

@@ -102,20 +102,24 @@ pub fn owners(
     offset: HostOffset,
     options: &Options<'_>,
 ) -> Result<ClusterOwners, Box<Finding>> {
-    let failed = |detail: &'static str| {
-        Box::new(Finding::new(
-            Code::HeaderUnreadable,
-            Place::of(Structure::Header),
-            detail,
-        ))
-    };
-    let run = Run::new(options).ok_or_else(|| failed("no threads can be started"))?;
+    Run::start(options, |run| name_owners(storage, offset, run))
+        .unwrap_or_else(|| Err(Box::new(failed("no threads can be started"))))
+}
+
+fn failed(detail: &'static str) -> Finding {
+    let place = Place::of(Structure::Header);
+    Finding::new(Code::HeaderUnreadable, place, detail)
+}
+
+fn name_owners(
+    storage: &dyn Storage,
+    offset: HostOffset,
+    run: Run<'_>,
+) -> Result<ClusterOwners, Box<Finding>> {
     let Some(loaded) = load::load(storage, &run) else {
         let (findings, _) = run.finish().1.finish();
-        return Err(findings
-            .into_iter()
-            .next()
-            .map_or_else(|| failed("can't be read"), Box::new));
+        let first = findings.into_iter().next();
+        return Err(Box::new(first.unwrap_or_else(|| failed("can't be read"))));
     };
     let image = &loaded.image;
     let cluster = offset.get() >> image.cluster_bits();

@@ -88,37 +88,42 @@ impl fmt::Debug for Options<'_> {
 /// A check under way.
 pub(crate) struct Run<'a> {
     /// Threads to work with; none where the caller's own is enough.
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<&'a rayon::ThreadPool>,
     options: &'a Options<'a>,
     found: Mutex<Collector>,
     counts: Mutex<Counts>,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(options: &'a Options<'a>) -> Option<Self> {
-        let pool = if options.threads == 1 {
-            None
-        } else {
-            let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads);
-            Some(threads.build().ok()?)
-        };
-        Some(Self {
+    /// Runs `work` with threads at hand, and waits until they have ended. `None` if they can't be started.
+    pub(crate) fn start<T>(options: &Options<'_>, work: impl FnOnce(Run<'_>) -> T) -> Option<T> {
+        if options.threads == 1 {
+            return Some(work(Run::new(options, None)));
+        }
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .build_scoped(rayon::ThreadBuilder::run, |pool| {
+                work(Run::new(options, Some(pool)))
+            })
+            .ok()
+    }
+
+    fn new(options: &'a Options<'a>, pool: Option<&'a rayon::ThreadPool>) -> Self {
+        Self {
             pool,
             options,
             found: Mutex::new(Collector::new(options.max_findings)),
             counts: Mutex::new(Counts::default()),
-        })
+        }
     }
 
     pub(crate) fn threads(&self) -> usize {
-        self.pool
-            .as_ref()
-            .map_or(1, rayon::ThreadPool::current_num_threads)
+        self.pool.map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
     /// Runs `work` once on each thread, and gives all results.
     pub(crate) fn on_each_thread<T: Send>(&self, work: impl Fn() -> T + Sync) -> Vec<T> {
-        match &self.pool {
+        match self.pool {
             Some(pool) => pool.broadcast(|_| work()),
             None => vec![work()],
         }

@@ -1,0 +1,2 @@
+//! Who owns which cluster: refcounts, free space, growth of the refcount structures.
+#![forbid(unsafe_code)]

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod batch;
+pub mod codec;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod conformance;
 mod error;

@@ -1,0 +1,311 @@
+//! Streams made by hand, by the encoders of the same libraries, and by chance.
+
+use proptest::prelude::*;
+use zlib_rs::{Deflate, DeflateFlush, Status};
+
+use super::{Codec, CodecError};
+
+const CLUSTER: usize = 4096;
+/// Asks `deflate` for a stream without a final block.
+const OPEN_END: DeflateFlush = DeflateFlush::SyncFlush;
+
+fn decode(codec: Codec, input: &[u8], cluster: usize) -> Result<Vec<u8>, CodecError> {
+    let mut out = vec![0xaa; cluster];
+    codec.decompress(input, &mut out).map(|()| out)
+}
+
+/// Bytes that compress to some degree, with repeats both near and far.
+fn text(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    (0..len)
+        .map(|i| {
+            if i % 97 == 0 {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            }
+            (state >> (i % 5 * 5)).to_be_bytes()[3]
+        })
+        .collect()
+}
+
+fn deflate(bytes: &[u8], window_bits: u8, end: DeflateFlush) -> Vec<u8> {
+    let mut out = vec![0; bytes.len() * 2 + 100];
+    let mut encoder = Deflate::new(6, false, window_bits);
+    let status = encoder.compress(bytes, &mut out, end).unwrap();
+    assert_eq!(status == Status::StreamEnd, end == DeflateFlush::Finish);
+    out.truncate(usize::try_from(encoder.total_out()).unwrap());
+    out
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; bytes.len() * 2 + 100];
+    let len = zstd_safe::compress(&mut out[..], bytes, 3).unwrap();
+    out.truncate(len);
+    out
+}
+
+/// A block of deflate that holds its bytes as they are.
+fn stored(is_final: bool, bytes: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(bytes.len()).unwrap();
+    let [low, high] = [len.to_be_bytes()[1], len.to_be_bytes()[0]];
+    [&[u8::from(is_final), low, high, !low, !high], bytes].concat()
+}
+
+/// A frame without content size whose window has 2 to the power of `window_log` bytes, of blocks that repeat one byte.
+fn frame(window_log: u8, blocks: &[(u8, u32)]) -> Vec<u8> {
+    let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3];
+    for (index, (byte, len)) in blocks.iter().enumerate() {
+        let is_last = u32::from(index + 1 == blocks.len());
+        let header = (len << 3 | 1 << 1 | is_last).to_be_bytes();
+        bytes.extend([header[3], header[2], header[1], *byte]);
+    }
+    bytes
+}
+
+fn skippable(len: u8) -> Vec<u8> {
+    let mut bytes = vec![0x5e, 0x2a, 0x4d, 0x18, len, 0, 0, 0];
+    bytes.resize(8 + usize::from(len), 0x77);
+    bytes
+}
+
+#[test]
+fn a_stream_with_padding_behind_it_gives_its_cluster() {
+    let cluster = text(CLUSTER);
+    for (codec, mut stream) in [
+        (Codec::Zlib, deflate(&cluster, 12, DeflateFlush::Finish)),
+        (Codec::Zstd, zstd(&cluster)),
+    ] {
+        assert!(codec.is_available());
+        assert!(stream.len() < CLUSTER);
+        assert_eq!(decode(codec, &stream, CLUSTER).unwrap(), cluster);
+        stream.extend([0xd5; 511]);
+        assert_eq!(decode(codec, &stream, CLUSTER).unwrap(), cluster);
+    }
+}
+
+#[test]
+fn deflate_may_refer_back_32_kib() {
+    // The second half repeats what lies exactly a full window back.
+    let half: Vec<u8> = (0..1u32 << 15)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24).to_be_bytes()[3])
+        .collect();
+    let cluster = [&half[..], &half[..]].concat();
+    let wide = deflate(&cluster, 15, DeflateFlush::Finish);
+    let narrow = deflate(&cluster, 12, DeflateFlush::Finish);
+    assert!(wide.len() * 3 < narrow.len() * 2, "the far repeat was used");
+    for stream in [wide, narrow] {
+        assert_eq!(decode(Codec::Zlib, &stream, 1 << 16).unwrap(), cluster);
+    }
+}
+
+#[test]
+fn deflate_past_the_cluster_is_cut() {
+    let bytes = text(3 * CLUSTER);
+    let stream = deflate(&bytes, 15, DeflateFlush::Finish);
+    assert_eq!(
+        decode(Codec::Zlib, &stream, CLUSTER).unwrap(),
+        bytes[..CLUSTER]
+    );
+    let stream = [
+        stored(false, &bytes[..CLUSTER]),
+        stored(true, &bytes[CLUSTER..]),
+    ]
+    .concat();
+    assert_eq!(
+        decode(Codec::Zlib, &stream, CLUSTER).unwrap(),
+        bytes[..CLUSTER]
+    );
+}
+
+#[test]
+fn deflate_that_ends_early_is_an_error_that_says_where() {
+    let early = |stream: &[u8], found| {
+        let error = decode(Codec::Zlib, stream, CLUSTER).unwrap_err();
+        let expected = CLUSTER;
+        let codec = Codec::Zlib;
+        assert_eq!(
+            error,
+            CodecError::EndsEarly {
+                codec,
+                found,
+                expected
+            }
+        );
+    };
+    let cluster = text(CLUSTER);
+    early(&deflate(&cluster[..4000], 12, DeflateFlush::Finish), 4000);
+    early(&stored(false, &cluster[..1000]), 1000);
+    early(&stored(true, &cluster)[..5 + 77], 77);
+    early(&[], 0);
+}
+
+#[test]
+fn deflate_without_a_final_block_must_be_followed_by_nothing_broken() {
+    let cluster = text(CLUSTER);
+    let mut stream = stored(false, &cluster);
+    assert_eq!(decode(Codec::Zlib, &stream, CLUSTER).unwrap(), cluster);
+    assert_eq!(
+        decode(Codec::Zlib, &deflate(&cluster, 12, OPEN_END), CLUSTER).unwrap(),
+        cluster
+    );
+    // Zeros are a stored block whose length and its complement agree.
+    stream.extend([0; 512]);
+    let error = decode(Codec::Zlib, &stream, CLUSTER).unwrap_err();
+    assert!(matches!(error, CodecError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn a_zlib_header_is_no_raw_deflate() {
+    let mut stream = vec![0x78, 0x9c];
+    stream.extend(deflate(&text(CLUSTER), 15, DeflateFlush::Finish));
+    decode(Codec::Zlib, &stream, CLUSTER).unwrap_err();
+}
+
+#[test]
+fn zstd_frames_are_joined_and_skippable_ones_skipped() {
+    let cluster = text(CLUSTER);
+    let stream = [
+        skippable(9),
+        zstd(&cluster[..1000]),
+        zstd(&[]),
+        skippable(0),
+        zstd(&cluster[1000..]),
+        vec![1, 2, 3],
+    ]
+    .concat();
+    assert_eq!(decode(Codec::Zstd, &stream, CLUSTER).unwrap(), cluster);
+}
+
+#[test]
+fn zstd_needs_no_content_size_and_may_claim_any_window() {
+    let whole = u32::try_from(CLUSTER).unwrap();
+    for window_log in [10, 17, 27, 31] {
+        let stream = frame(window_log, &[(7, 1000), (9, whole - 1000), (0, 0)]);
+        let found = decode(Codec::Zstd, &stream, CLUSTER).unwrap();
+        assert_eq!(found, [vec![7; 1000], vec![9; CLUSTER - 1000]].concat());
+    }
+}
+
+#[test]
+fn zstd_must_end_where_the_cluster_does() {
+    let (codec, expected) = (Codec::Zstd, CLUSTER);
+    let long = CodecError::TooLong { codec, expected };
+    let early = |found| CodecError::EndsEarly {
+        codec,
+        found,
+        expected,
+    };
+    let decode = |stream: &[u8]| decode(codec, stream, CLUSTER).unwrap_err();
+    let bytes = text(CLUSTER + 1);
+    assert_eq!(decode(&zstd(&bytes)), long);
+    assert_eq!(decode(&frame(20, &[(1, 4096), (2, 1)])), long);
+    assert_eq!(decode(&[zstd(&bytes[..96]), zstd(&bytes)].concat()), long);
+    assert_eq!(decode(&zstd(&bytes[..4095])), early(4095));
+    assert_eq!(decode(&skippable(255)), early(0));
+    assert_eq!(decode(&[]), early(0));
+    // Complete but for its last, empty block: the frame goes on.
+    let open = frame(20, &[(1, 4096), (2, 0)]);
+    assert_eq!(decode(&open[..open.len() - 4]), early(0));
+}
+
+#[test]
+fn a_zstd_checksum_is_tested() {
+    let cluster = text(CLUSTER);
+    let mut encoder = zstd_safe::CCtx::create();
+    encoder
+        .set_parameter(zstd_safe::CParameter::ChecksumFlag(true))
+        .unwrap();
+    let mut stream = vec![0; 2 * CLUSTER];
+    let len = encoder.compress2(&mut stream[..], &cluster).unwrap();
+    stream.truncate(len);
+    assert_eq!(decode(Codec::Zstd, &stream, CLUSTER).unwrap(), cluster);
+    stream[len - 1] ^= 1;
+    let error = decode(Codec::Zstd, &stream, CLUSTER).unwrap_err();
+    assert!(matches!(error, CodecError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn a_failure_leaves_nothing_behind_for_the_next_stream() {
+    let cluster = text(CLUSTER);
+    for (codec, stream) in [
+        (Codec::Zlib, deflate(&cluster, 12, DeflateFlush::Finish)),
+        (Codec::Zstd, zstd(&cluster)),
+    ] {
+        for cut in [1, 10, stream.len() / 2] {
+            decode(codec, &stream[..cut], CLUSTER).unwrap_err();
+            decode(codec, &[0xff; 100], CLUSTER).unwrap_err();
+            assert_eq!(decode(codec, &stream, CLUSTER).unwrap(), cluster);
+        }
+    }
+}
+
+#[test]
+fn threads_decode_at_once() {
+    let cluster = text(CLUSTER);
+    let streams = [
+        (Codec::Zlib, deflate(&cluster, 12, DeflateFlush::Finish)),
+        (Codec::Zstd, zstd(&cluster)),
+    ];
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    for (codec, stream) in &streams {
+                        assert_eq!(decode(*codec, stream, CLUSTER).unwrap(), cluster);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A valid stream with some damage.
+fn damaged() -> impl Strategy<Value = (Codec, Vec<u8>)> {
+    let flips = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    (any::<bool>(), 1..3 * CLUSTER, flips, 0..600usize).prop_map(|(zlib, len, flips, tail)| {
+        let (codec, mut stream) = if zlib {
+            (Codec::Zlib, deflate(&text(len), 15, DeflateFlush::Finish))
+        } else {
+            (Codec::Zstd, zstd(&text(len)))
+        };
+        for (index, byte) in flips {
+            let index = index.index(stream.len());
+            stream[index] = byte;
+        }
+        stream.resize(stream.len() + tail, 0);
+        (codec, stream)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_encoded_is_decoded(
+        bytes in prop::collection::vec(0..8u8, 1..20_000),
+        window in 9..=15u8,
+    ) {
+        let stream = deflate(&bytes, window, DeflateFlush::Finish);
+        prop_assert_eq!(&decode(Codec::Zlib, &stream, bytes.len()).unwrap(), &bytes);
+        prop_assert_eq!(&decode(Codec::Zstd, &zstd(&bytes), bytes.len()).unwrap(), &bytes);
+    }
+
+    #[test]
+    fn damage_gives_an_error_or_a_cluster_the_same_each_time((codec, stream) in damaged()) {
+        let first = decode(codec, &stream, CLUSTER);
+        prop_assert_eq!(first, decode(codec, &stream, CLUSTER));
+    }
+
+    #[test]
+    fn noise_is_survived(stream in prop::collection::vec(any::<u8>(), 0..2000), magic: bool) {
+        for codec in [Codec::Zlib, Codec::Zstd] {
+            let stream = if magic && codec == Codec::Zstd {
+                [&[0x28, 0xb5, 0x2f, 0xfd], &stream[..]].concat()
+            } else {
+                stream.clone()
+            };
+            if let Err(error) = decode(codec, &stream, CLUSTER) {
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+}

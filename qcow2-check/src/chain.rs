@@ -2,69 +2,22 @@
 //!
 //! An image is hostile until it is proven otherwise, so a name in it is a request that the caller's [`References`] policy
 //! grants or refuses. A target is judged by its canonical path, after all symbolic links, and only that path is opened.
+//! [`Resolver`] is that policy at work; [`Chain`] walks along a chain with it.
 
-use std::ffi::OsStr;
-use std::fmt;
-use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileTypeExt as _;
+mod resolve;
+
 use std::path::{Path, PathBuf};
 
 use qcow2_format::header::Header;
 use qcow2_format::raw;
 use qcow2_io::{File, FileIdentity, FileOptions, Storage};
 
-use crate::audit::BackingName;
 use crate::{Code, Finding, Place, Structure};
+
+pub use resolve::{References, Refusal, Resolved, Resolver, Unresolved};
 
 /// Most layers of a chain that are followed, the first image among them.
 pub const MAX_LAYERS: usize = 200;
-
-/// Which of the files that an image names may be opened.
-///
-/// Names with a protocol prefix and `json:` descriptions are never followed, whatever the policy. The policy trusts whoever
-/// can rename files in what it allows while the walk is under way.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum References {
-    /// None.
-    #[default]
-    Deny,
-    /// Those in the directory of the first image of the chain, or below it.
-    SameDirectory,
-    /// These files, and those in or below these directories.
-    AllowList(Vec<PathBuf>),
-    /// Any.
-    All,
-}
-
-/// Why a name was not followed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// The policy allows none.
-    Denied,
-    /// It is a `json:` description or has a protocol prefix.
-    Protocol,
-    /// It has a NUL byte; programs would disagree on where it ends.
-    Nul,
-    /// The policy does not cover where it leads.
-    Outside,
-    /// It leads to something that is neither a regular file nor a block device.
-    NoDisk,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Denied => "no reference may be followed",
-            Self::Protocol => "it is no plain file name, and such are never followed",
-            Self::Nul => "the name has a NUL byte",
-            Self::Outside => "it lies outside of what may be followed",
-            Self::NoDisk => "it is neither a regular file nor a block device",
-        })
-    }
-}
 
 /// What became of a name in an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +84,18 @@ impl Link {
     }
 }
 
+impl From<Unresolved> for Link {
+    fn from(unresolved: Unresolved) -> Self {
+        match unresolved {
+            Unresolved::Refused { refusal, .. } => Self::Refused(refusal),
+            Unresolved::Missing { path, source, .. } => Self::Missing {
+                path,
+                error: source.to_string(),
+            },
+        }
+    }
+}
+
 /// One image of a chain.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -162,13 +127,13 @@ impl Layer {
 pub struct Chain {
     next: Option<(PathBuf, File)>,
     seen: Vec<FileIdentity>,
-    policy: Policy,
+    resolver: Resolver,
     options: FileOptions,
 }
 
 impl Chain {
     /// A chain that starts with the open image `file`, which has the name `path`. Relative names in it are resolved from the
-    /// directory of `path`, as QEMU does. Other layers are opened with `options`.
+    /// directory of `path`. Other layers are opened with `options`.
     pub fn new(
         path: impl Into<PathBuf>,
         file: File,
@@ -177,7 +142,7 @@ impl Chain {
     ) -> Self {
         let path = path.into();
         Self {
-            policy: Policy::new(references, &path),
+            resolver: Resolver::new(references, &path),
             next: Some((path, file)),
             seen: Vec::new(),
             options,
@@ -189,9 +154,12 @@ impl Chain {
         let Some(name) = &header.backing_name else {
             return (Link::None, None);
         };
-        let (named, path) = match self.policy.resolve(overlay, name) {
+        let Resolved {
+            path: named,
+            canonical: path,
+        } = match self.resolver.backing_file(overlay, name) {
             Ok(found) => found,
-            Err(link) => return (link, None),
+            Err(unresolved) => return (unresolved.into(), None),
         };
         let format = header.backing_format();
         if format.is_some_and(|format| format != b"qcow2") {
@@ -225,12 +193,12 @@ impl Chain {
         let Some(name) = header.data_file_name() else {
             return Link::None;
         };
-        match self.policy.resolve(image, name) {
-            Ok((_, path)) => Link::Present {
-                path,
+        match self.resolver.data_file(image, name) {
+            Ok(found) => Link::Present {
+                path: found.canonical,
                 format: Some(b"raw".to_vec()),
             },
-            Err(link) => link,
+            Err(unresolved) => unresolved.into(),
         }
     }
 }
@@ -257,86 +225,6 @@ impl Iterator for Chain {
     }
 }
 
-/// A policy with canonical paths.
-#[derive(Debug)]
-enum Policy {
-    Deny,
-    Below(Vec<PathBuf>),
-    All,
-}
-
-impl Policy {
-    fn new(references: References, first: &Path) -> Self {
-        let allowed = match references {
-            References::Deny => return Self::Deny,
-            References::All => return Self::All,
-            References::SameDirectory => vec![directory(first).to_owned()],
-            References::AllowList(list) => list,
-        };
-        // What does not exist allows nothing.
-        let canonical = allowed
-            .iter()
-            .filter_map(|path| fs::canonicalize(path).ok());
-        Self::Below(canonical.collect())
-    }
-
-    fn allows(&self, canonical: &Path) -> bool {
-        match self {
-            Self::Deny => false,
-            Self::All => true,
-            Self::Below(list) => list.iter().any(|allowed| canonical.starts_with(allowed)),
-        }
-    }
-
-    /// Where a name in `image` leads: the path it makes, and that path without symbolic links.
-    fn resolve(&self, image: &Path, name: &[u8]) -> Result<(PathBuf, PathBuf), Link> {
-        let refused = |refusal| Err(Link::Refused(refusal));
-        if matches!(self, Self::Deny) {
-            return refused(Refusal::Denied);
-        }
-        if BackingName::of(name) == BackingName::Protocol {
-            return refused(Refusal::Protocol);
-        }
-        if name.contains(&0) {
-            return refused(Refusal::Nul);
-        }
-        let path = image
-            .parent()
-            .unwrap_or(Path::new(""))
-            .join(OsStr::from_bytes(name));
-        let missing = |error: std::io::Error| Link::Missing {
-            path: path.clone(),
-            error: error.to_string(),
-        };
-        let canonical = match fs::canonicalize(&path) {
-            Ok(canonical) => canonical,
-            Err(error) => {
-                // Nobody shall learn of what is missing where nothing may be looked for.
-                let reached = path
-                    .ancestors()
-                    .map(|up| if up == "" { Path::new(".") } else { up })
-                    .find_map(|up| fs::canonicalize(up).ok());
-                return match reached {
-                    Some(reached) if self.allows(&reached) => Err(missing(error)),
-                    None if matches!(self, Self::All) => Err(missing(error)),
-                    _ => refused(Refusal::Outside),
-                };
-            }
-        };
-        if !self.allows(&canonical) {
-            return refused(Refusal::Outside);
-        }
-        // Opening anything else can do something: devices and pipes act on it.
-        let kind = fs::symlink_metadata(&canonical)
-            .map_err(missing)?
-            .file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return refused(Refusal::NoDisk);
-        }
-        Ok((path, canonical))
-    }
-}
-
 /// The header, if it can be read; why not is for a check to say.
 fn header(storage: &dyn Storage) -> Option<Header> {
     let mut prefix = [0; raw::Header::LEN as usize];
@@ -345,14 +233,6 @@ fn header(storage: &dyn Storage) -> Option<Header> {
     storage.read_at(&mut cluster, 0).ok()?;
     let (header, _) = Header::decode_for_check(&cluster).ok()?;
     Some(header)
-}
-
-/// The directory a file is in; `.` for a bare name.
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

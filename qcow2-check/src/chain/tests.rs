@@ -1,3 +1,5 @@
+use std::error::Error as _;
+use std::fs;
 use std::os::unix::fs::symlink;
 
 use qcow2_format::Geometry;
@@ -192,7 +194,9 @@ fn names_that_are_no_paths_are_never_followed() {
     for (name, refusal) in [
         (&b"json:{\"file.filename\":\"base\"}"[..], Refusal::Protocol),
         (b"nbd://localhost/disk", Refusal::Protocol),
-        (b"file:base", Refusal::Protocol),
+        (b"FILE:base", Refusal::Protocol),
+        (b"file:ba\0se", Refusal::Nul),
+        (b"file:", Refusal::NoDisk),
         (b"ba\0se", Refusal::Nul),
         (b".", Refusal::NoDisk),
     ] {
@@ -262,4 +266,104 @@ fn an_external_data_file_is_only_looked_for() {
     assert!(matches!(walk().data_file, Link::Missing { .. }));
     fs::write(folder.path("data"), "").unwrap();
     assert!(matches!(walk().data_file, Link::Present { .. }));
+}
+
+#[test]
+fn the_file_prefix_of_a_backing_name_makes_a_plain_name_of_what_follows() {
+    let folder = Folder::new();
+    for base in ["base", "nbd:base"] {
+        folder.image(base, None, None);
+        folder.qcow2("top", &format!("file:{base}"));
+        let layers = folder.walk("top", References::SameDirectory);
+        assert_eq!(layers.len(), 2, "{base}");
+        assert_eq!(
+            layers[0].backing,
+            Link::Followed {
+                path: folder.canonical(base),
+                recorded: true
+            }
+        );
+    }
+    let absolute = folder.canonical("base");
+    folder.qcow2("top", &format!("file:{}", absolute.display()));
+    assert_eq!(folder.walk("top", References::SameDirectory).len(), 2);
+    fs::write(folder.path("../outside/secret"), "secret").unwrap();
+    folder.qcow2("top", "file:../outside/secret");
+    assert_eq!(
+        folder.link("top", References::SameDirectory),
+        Link::Refused(Refusal::Outside)
+    );
+}
+
+#[test]
+fn a_name_is_resolved_from_the_image_it_stands_in_and_judged_by_the_first_one() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("below")).unwrap();
+    fs::write(folder.path("below/base"), "").unwrap();
+    fs::write(folder.path("../outside/base"), "").unwrap();
+    symlink("base", folder.path("below/link")).unwrap();
+    let resolver = Resolver::new(References::SameDirectory, &folder.path("top"));
+    let found = resolver
+        .backing_file(&folder.path("below/middle"), b"link")
+        .unwrap();
+    assert_eq!(found.path, folder.path("below/link"));
+    assert_eq!(found.canonical, folder.canonical("below/base"));
+    let outside = resolver.backing_file(&folder.path("../outside/middle"), b"base");
+    assert!(matches!(
+        outside,
+        Err(Unresolved::Refused {
+            refusal: Refusal::Outside,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn prefixes_mean_nothing_in_the_name_of_a_data_file() {
+    let folder = Folder::new();
+    let resolver = Resolver::new(References::SameDirectory, &folder.path("top"));
+    for name in ["file:data", "nbd:data", "json:{}"] {
+        fs::write(folder.path(name), "").unwrap();
+        let found = resolver
+            .data_file(&folder.path("top"), name.as_bytes())
+            .unwrap();
+        assert_eq!(found.canonical, folder.canonical(name));
+    }
+    // Behind the prefix would be a file.
+    fs::write(folder.path("disk"), "").unwrap();
+    let missing = resolver.data_file(&folder.path("top"), b"file:disk");
+    assert!(matches!(missing, Err(Unresolved::Missing { .. })));
+}
+
+#[test]
+fn what_leads_nowhere_says_why() {
+    let folder = Folder::new();
+    let top = folder.path("top");
+    let words = |references, name: &[u8]| {
+        let resolver = Resolver::new(references, &top);
+        resolver.backing_file(&top, name).unwrap_err()
+    };
+    for (references, text) in [
+        (References::Deny, "no reference may be followed"),
+        (
+            References::AllowList(Vec::new()),
+            "no reference may be followed",
+        ),
+        (
+            References::All,
+            "it is no plain file name, and such are never followed",
+        ),
+    ] {
+        assert_eq!(
+            words(references, b"nbd:\xff").to_string(),
+            format!("\"nbd:\u{fffd}\" is not opened: {text}")
+        );
+    }
+    let missing = words(References::All, b"base");
+    let path = folder.path("base");
+    assert_eq!(
+        missing.to_string(),
+        format!("\"base\" can't be found as {path:?}")
+    );
+    assert!(missing.source().is_some());
 }

@@ -33,6 +33,7 @@ mod run;
 mod snapshots;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod synth;
+mod threads;
 mod walk;
 
 pub use check::{audit, check};

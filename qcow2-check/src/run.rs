@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::report::{Collector, Counts};
+use crate::threads::Threads;
 use crate::{Code, Finding, Place, Severity};
 
 /// A part of the check.
@@ -58,7 +59,7 @@ pub trait Monitor: Sync {
 /// How to check.
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
-    /// Threads to work with; 0 means one for each core.
+    /// Threads to work with; 0 means one for each core. Without the feature `parallel` it is always the caller's alone.
     pub threads: usize,
     /// Findings kept of each kind. All are counted; this bounds the memory a totally broken image takes.
     pub max_findings: usize,
@@ -87,8 +88,7 @@ impl fmt::Debug for Options<'_> {
 
 /// A check under way.
 pub(crate) struct Run<'a> {
-    /// Threads to work with; none where the caller's own is enough.
-    pool: Option<&'a rayon::ThreadPool>,
+    threads: Threads<'a>,
     options: &'a Options<'a>,
     found: Mutex<Collector>,
     counts: Mutex<Counts>,
@@ -97,20 +97,12 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     /// Runs `work` with threads at hand, and waits until they have ended. `None` if they can't be started.
     pub(crate) fn start<T>(options: &Options<'_>, work: impl FnOnce(Run<'_>) -> T) -> Option<T> {
-        if options.threads == 1 {
-            return Some(work(Run::new(options, None)));
-        }
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .build_scoped(rayon::ThreadBuilder::run, |pool| {
-                work(Run::new(options, Some(pool)))
-            })
-            .ok()
+        Threads::start(options.threads, |threads| work(Run::new(options, threads)))
     }
 
-    fn new(options: &'a Options<'a>, pool: Option<&'a rayon::ThreadPool>) -> Self {
+    fn new(options: &'a Options<'a>, threads: Threads<'a>) -> Self {
         Self {
-            pool,
+            threads,
             options,
             found: Mutex::new(Collector::new(options.max_findings)),
             counts: Mutex::new(Counts::default()),
@@ -118,15 +110,12 @@ impl<'a> Run<'a> {
     }
 
     pub(crate) fn threads(&self) -> usize {
-        self.pool.map_or(1, rayon::ThreadPool::current_num_threads)
+        self.threads.count()
     }
 
     /// Runs `work` once on each thread, and gives all results.
     pub(crate) fn on_each_thread<T: Send>(&self, work: impl Fn() -> T + Sync) -> Vec<T> {
-        match self.pool {
-            Some(pool) => pool.broadcast(|_| work()),
-            None => vec![work()],
-        }
+        self.threads.each(work)
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -143,23 +143,6 @@ impl Drop for QemuIo {
     }
 }
 
-/// Whether QEMU's tools are here; a machine that judges commits must have them.
-fn qemu_is_here() -> bool {
-    let here = Command::new("qemu-io")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
-    if !here {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "qemu-io is needed where CI is set"
-        );
-        eprintln!("SKIPPED: no qemu-io on this machine");
-    }
-    here
-}
-
 fn qemu_opens(path: &Path, options: &[&str]) -> std::result::Result<(), String> {
     let output = Command::new("qemu-io")
         .args(["-f", "qcow2"])
@@ -178,7 +161,7 @@ fn qemu_opens(path: &Path, options: &[&str]) -> std::result::Result<(), String> 
 
 #[test]
 fn a_running_qemu_that_writes_keeps_us_out() {
-    if !qemu_is_here() {
+    if !crate::qemu_is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -195,7 +178,7 @@ fn a_running_qemu_that_writes_keeps_us_out() {
 
 #[test]
 fn a_running_qemu_that_reads_shares_with_readers() {
-    if !qemu_is_here() {
+    if !crate::qemu_is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -208,7 +191,7 @@ fn a_running_qemu_that_reads_shares_with_readers() {
 
 #[test]
 fn we_keep_qemu_out() {
-    if !qemu_is_here() {
+    if !crate::qemu_is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,614 @@
+//! Handing out clusters and taking them back.
+
+use std::sync::Arc;
+
+use qcow2_cache::sync::{Mutex, MutexGuard, lock};
+use qcow2_cache::{Kinds, Metadata, MetadataError, Releases};
+use qcow2_format::geometry::HOST_OFFSET_LIMIT;
+use qcow2_format::{Geometry, HostCluster, HostOffset, RefcountTableEntry};
+use qcow2_io::Storage as _;
+
+use crate::refcounts::{self, Place};
+use crate::release::{PassDiscard, Queue, Reason, Release};
+use crate::state::State;
+use crate::{AllocError, Allocation};
+
+/// Refcount blocks that one request looks through for free space before it takes some at the end of the file. The next
+/// request goes on where this one stopped.
+const SEARCH_BLOCKS: usize = 16;
+
+/// Who owns which cluster of an image file.
+///
+/// Opening reads the refcount table and no block. Free space is learnt of as it is looked for.
+#[derive(Debug)]
+pub struct Allocator {
+    pub(crate) meta: Arc<Metadata>,
+    pub(crate) state: Mutex<State>,
+    pass_discard: PassDiscard,
+    /// Pointers to these are gone from memory.
+    scheduled: Queue,
+    /// Pointers to these are gone from the disk; someone may still be reading or writing them.
+    ripe: Queue,
+}
+
+impl Allocator {
+    /// The allocator of an image. Reads the refcount table.
+    ///
+    /// # Errors
+    ///
+    /// What the storage reports.
+    pub fn open(meta: Arc<Metadata>, pass_discard: PassDiscard) -> Result<Self, AllocError> {
+        let (offset, clusters) = {
+            let header = meta.header();
+            (header.refcount_table_offset, header.refcount_table_clusters)
+        };
+        let geometry = meta.geometry();
+        // The header's limits keep this below 8 MiB.
+        let len = usize::try_from(u64::from(clusters) * geometry.cluster_size()).unwrap_or(0);
+        let mut bytes = vec![0; len];
+        meta.storage().read_at(&mut bytes, offset.get())?;
+        let (entries, _) = bytes.as_chunks::<8>();
+        let table = entries
+            .iter()
+            .map(|bytes| RefcountTableEntry::from_be_bytes(*bytes))
+            .collect();
+        let file_clusters = geometry.clusters_for(meta.storage().len()?);
+        Ok(Self {
+            state: Mutex::new(State::new(offset, table, file_clusters)),
+            meta,
+            pass_discard,
+            scheduled: Queue::default(),
+            ripe: Queue::default(),
+        })
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.meta.geometry()
+    }
+
+    /// Places of the refcount table and of all refcount blocks, for the overlap map.
+    pub fn tables(&self) -> (HostOffset, u64, Vec<HostOffset>) {
+        let state = lock(&self.state);
+        let blocks = state.table.iter().map(|entry| entry.block());
+        (
+            state.table_offset,
+            state.table.len() as u64 * 8,
+            blocks.filter(|block| block.get() != 0).collect(),
+        )
+    }
+
+    /// Hands out up to `want` consecutive clusters, at least one, with a refcount of 1. They are those from `near` on, if that
+    /// is free.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't grow, or metadata can't be read or written.
+    ///
+    /// # Durability
+    ///
+    /// The refcounts are in the cache; a commit brings them to the disk before any pointer.
+    pub fn allocate(
+        &self,
+        want: u64,
+        near: Option<HostCluster>,
+    ) -> Result<Allocation<'_>, AllocError> {
+        self.take(want.max(1), near, false)
+    }
+
+    /// Hands out `count` consecutive clusters.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](Self::allocate).
+    pub fn allocate_contiguous(&self, count: u64) -> Result<Allocation<'_>, AllocError> {
+        self.take(count.max(1), None, true)
+    }
+
+    fn take(
+        &self,
+        want: u64,
+        near: Option<HostCluster>,
+        whole: bool,
+    ) -> Result<Allocation<'_>, AllocError> {
+        self.meta.check_writable()?;
+        let mut state = lock(&self.state);
+        self.validate(&mut state)?;
+        let (first, count) = loop {
+            let (first, count) = self.find(&mut state, want, near, whole)?;
+            if self.make_blocks(&mut state, first, count)? {
+                break (first, count);
+            }
+            // A new block may lie where the clusters were to be.
+        };
+        self.check_unused(first, count)?;
+        self.raise(&mut state, first, count)?;
+        let virgin_from = state.virgin.max(first);
+        state.note_taken(self.geometry(), first, count);
+        Ok(Allocation::new(
+            self,
+            HostCluster::new(first),
+            count,
+            HostCluster::new(virgin_from),
+        ))
+    }
+
+    /// Refuses a table that points at one block twice: no search would end in time.
+    fn validate(&self, state: &mut State) -> Result<(), AllocError> {
+        if state.validated {
+            return Ok(());
+        }
+        let mut blocks: Vec<(u64, usize)> = state
+            .table
+            .iter()
+            .enumerate()
+            .map(|(index, entry)| (entry.block().get(), index))
+            .filter(|(offset, _)| *offset != 0)
+            .collect();
+        blocks.sort_unstable();
+        for pair in blocks.windows(2) {
+            if let [(a, first), (b, second)] = pair
+                && a == b
+            {
+                let place = HostOffset::new(state.table_offset.get() + *second as u64 * 8);
+                let detail = format!("its block at {a:#x} is that of entry {first}, too");
+                return Err(self
+                    .meta
+                    .corrupt("refcount table entry", place, detail)
+                    .into());
+            }
+        }
+        state.validated = true;
+        Ok(())
+    }
+
+    /// Refcount 0 is no proof: what is known to be metadata is not handed out, whatever its refcount says.
+    fn check_unused(&self, first: u64, count: u64) -> Result<(), AllocError> {
+        for number in first..first + count {
+            let cluster = HostCluster::new(number);
+            let kinds = self.meta.overlap().kinds(cluster);
+            if number == 0 || !kinds.is_empty() {
+                let offset = HostOffset::new(number << self.geometry().cluster_bits());
+                let what = if number == 0 {
+                    Kinds::MAIN_HEADER
+                } else {
+                    kinds
+                };
+                let detail = format!("it is 0, but {what} is in cluster {cluster}");
+                return Err(self
+                    .meta
+                    .corrupt("the refcount of the cluster", offset, detail)
+                    .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn find(
+        &self,
+        state: &mut State,
+        want: u64,
+        near: Option<HostCluster>,
+        whole: bool,
+    ) -> Result<(u64, u64), AllocError> {
+        if let Some(near) = near
+            && !whole
+            && self.in_reach(near.get()).is_ok()
+            && self.refcount_at(state, near.get())? == 0
+        {
+            return self.run(state, near.get(), want);
+        }
+        let per_block = self.geometry().refcounts_per_block();
+        let mut left = SEARCH_BLOCKS;
+        let mut block = state.first_block;
+        let mut only_full = true;
+        while left > 0 && block < state.table.len() {
+            let start = (block as u64).saturating_mul(per_block);
+            let from = start + state.maybe_free_from(block);
+            if start >= state.tail {
+                break;
+            }
+            if from < start + per_block {
+                left -= 1;
+                match self.next_free(state, from, start + per_block)? {
+                    Some(found) => {
+                        state.set_maybe_free_from(block, found - start);
+                        only_full = false;
+                        let run = self.run(state, found, want)?;
+                        if !whole || run.1 == want {
+                            return Ok(run);
+                        }
+                    }
+                    None => state.set_maybe_free_from(block, per_block),
+                }
+            }
+            block += 1;
+            if only_full {
+                state.first_block = block;
+            }
+        }
+        // The end of the file, or the first gap behind it.
+        let mut from = state.tail;
+        loop {
+            self.in_reach(from)?;
+            let (block, index) = State::locate(self.geometry(), from);
+            let end = from - index + per_block;
+            let Some(found) = self.next_free(state, from, end)? else {
+                from = end;
+                continue;
+            };
+            let run = self.run(state, found, want)?;
+            if !whole || run.1 == want {
+                return Ok(run);
+            }
+            debug_assert!(run.1 > 0, "block {block}");
+            from = found + run.1;
+        }
+    }
+
+    fn in_reach(&self, cluster: u64) -> Result<(), AllocError> {
+        if cluster >= HOST_OFFSET_LIMIT >> self.geometry().cluster_bits() {
+            return Err(AllocError::FileTooLarge {
+                limit: HOST_OFFSET_LIMIT,
+            });
+        }
+        Ok(())
+    }
+
+    /// The first cluster in `from..end`, all of one block, whose refcount is 0.
+    fn next_free(&self, state: &State, from: u64, end: u64) -> Result<Option<u64>, AllocError> {
+        let geometry = self.geometry();
+        let (block, _) = State::locate(geometry, from);
+        let Some(offset) = self.block_at(state, block)? else {
+            return Ok((from < end).then_some(from));
+        };
+        let per_word = 64 >> geometry.refcount_order();
+        let mut cluster = from;
+        while cluster < end {
+            let (_, index) = State::locate(geometry, cluster);
+            let place = Place::new(geometry, offset, index);
+            let word = refcounts::word(&self.meta, place.word)?;
+            if !refcounts::has_zero(geometry, word) {
+                cluster += per_word - index % per_word;
+                continue;
+            }
+            if place.get(word) == 0 {
+                return Ok(Some(cluster));
+            }
+            cluster += 1;
+        }
+        Ok(None)
+    }
+
+    /// How far the clusters from `first` on, which is free, are free.
+    fn run(&self, state: &State, first: u64, want: u64) -> Result<(u64, u64), AllocError> {
+        let mut count = 1;
+        while count < want
+            && self.in_reach(first + count).is_ok()
+            && self.refcount_at(state, first + count)? == 0
+        {
+            count += 1;
+        }
+        Ok((first, count))
+    }
+
+    /// The block numbered `block`, if there is one.
+    pub(crate) fn block_at(
+        &self,
+        state: &State,
+        block: usize,
+    ) -> Result<Option<HostOffset>, AllocError> {
+        let Some(offset) = state.block(block) else {
+            return Ok(None);
+        };
+        let reserved = state
+            .table
+            .get(block)
+            .map_or(0, |entry| entry.reserved_bits());
+        if !self.geometry().is_cluster_aligned(offset)
+            || reserved != 0
+            || offset.get() >= HOST_OFFSET_LIMIT
+        {
+            let place = HostOffset::new(state.table_offset.get() + block as u64 * 8);
+            let detail = format!("it points at {offset}, where no block can lie");
+            return Err(self
+                .meta
+                .corrupt("refcount table entry", place, detail)
+                .into());
+        }
+        Ok(Some(offset))
+    }
+
+    pub(crate) fn refcount_at(&self, state: &State, cluster: u64) -> Result<u64, AllocError> {
+        let (block, index) = State::locate(self.geometry(), cluster);
+        let Some(offset) = self.block_at(state, block)? else {
+            return Ok(0);
+        };
+        let place = Place::new(self.geometry(), offset, index);
+        Ok(place.get(refcounts::word(&self.meta, place.word)?))
+    }
+
+    /// Stores a refcount whose block exists.
+    pub(crate) fn store(&self, state: &State, cluster: u64, value: u64) -> Result<(), AllocError> {
+        let (block, index) = State::locate(self.geometry(), cluster);
+        if let Some(offset) = self.block_at(state, block)? {
+            let place = Place::new(self.geometry(), offset, index);
+            refcounts::store(&self.meta, place, value)?;
+        }
+        Ok(())
+    }
+
+    /// Raises the refcounts of clusters whose blocks exist, all or none.
+    pub(crate) fn raise(
+        &self,
+        state: &mut State,
+        first: u64,
+        count: u64,
+    ) -> Result<(), AllocError> {
+        let max = self.geometry().refcount_max();
+        for number in first..first + count {
+            let raised = self.refcount_at(state, number).and_then(|value| {
+                if value >= max {
+                    return Err(AllocError::RefcountOverflow {
+                        cluster: HostCluster::new(number),
+                        value,
+                        bits: self.geometry().refcount_bits(),
+                    });
+                }
+                self.store(state, number, value + 1)
+            });
+            if let Err(error) = raised {
+                for number in first..number {
+                    // The blocks are in the cache or can't be read; in the latter case space is lost, not more.
+                    let _ = self.lower(state, number);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one reference from a cluster.
+    fn lower(&self, state: &mut State, number: u64) -> Result<(), AllocError> {
+        let value = self.refcount_at(state, number)?;
+        let Some(lowered) = value.checked_sub(1) else {
+            let offset = HostOffset::new(number << self.geometry().cluster_bits());
+            let detail = "it is 0 although something pointed at the cluster";
+            return Err(self
+                .meta
+                .corrupt("the refcount of the cluster", offset, detail)
+                .into());
+        };
+        if lowered == 0 {
+            let cluster = HostCluster::new(number);
+            let kinds = self.meta.overlap().kinds(cluster);
+            if number == 0 || !kinds.is_empty() {
+                let offset = HostOffset::new(number << self.geometry().cluster_bits());
+                let what = if number == 0 {
+                    Kinds::MAIN_HEADER
+                } else {
+                    kinds
+                };
+                let detail = format!("the cluster was to be freed, but holds {what}");
+                return Err(self.meta.corrupt("a cluster", offset, detail).into());
+            }
+        }
+        self.store(state, number, lowered)?;
+        if lowered == 0 {
+            state.note_free(self.geometry(), number);
+        }
+        Ok(())
+    }
+
+    /// The refcount of a cluster.
+    ///
+    /// # Errors
+    ///
+    /// When its block can't be read.
+    pub fn refcount(&self, cluster: HostCluster) -> Result<u64, AllocError> {
+        let state = lock(&self.state);
+        self.refcount_at(&state, cluster.get())
+    }
+
+    /// Gives each of `count` clusters one more reference.
+    ///
+    /// # Errors
+    ///
+    /// When one is full ([`AllocError::RefcountOverflow`]) or a block can't be read or made; none is changed then.
+    pub fn add_references(&self, first: HostCluster, count: u64) -> Result<(), AllocError> {
+        self.meta.check_writable()?;
+        let mut state = lock(&self.state);
+        while !self.make_blocks(&mut state, first.get(), count)? {}
+        self.raise(&mut state, first.get(), count)
+    }
+
+    /// Sets a refcount to what a check has found it should be; makes the block if need be.
+    ///
+    /// # Errors
+    ///
+    /// When the value doesn't fit, or a block can't be read or made.
+    pub fn set_refcount(&self, cluster: HostCluster, value: u64) -> Result<(), AllocError> {
+        self.meta.check_writable()?;
+        if value > self.geometry().refcount_max() {
+            return Err(AllocError::RefcountOverflow {
+                cluster,
+                value: self.geometry().refcount_max(),
+                bits: self.geometry().refcount_bits(),
+            });
+        }
+        let mut state = lock(&self.state);
+        if value > 0 {
+            while !self.make_blocks(&mut state, cluster.get(), 1)? {}
+        }
+        self.store(&state, cluster.get(), value)?;
+        if value == 0 {
+            state.note_free(self.geometry(), cluster.get());
+        } else {
+            state.note_taken(self.geometry(), cluster.get(), 1);
+        }
+        Ok(())
+    }
+
+    /// Gives clusters back at once: nothing on disk or in memory ever pointed at them.
+    pub(crate) fn free_now(&self, first: HostCluster, count: u64) {
+        let mut state = lock(&self.state);
+        for number in first.get()..first.get() + count {
+            // What can't be lowered is lost space.
+            let _ = self.lower(&mut state, number);
+        }
+    }
+
+    /// Schedules one reference to each of `count` clusters for release. Nothing in memory points at them any more; that
+    /// the disk doesn't either is for a commit to see to.
+    pub fn release(&self, first: HostCluster, count: u64, reason: Reason) {
+        if count > 0 {
+            self.scheduled.push(first, count, reason);
+        }
+    }
+
+    /// Clusters that were released and are not free yet.
+    pub fn waiting(&self) -> u64 {
+        self.scheduled.clusters() + self.ripe.clusters()
+    }
+
+    /// Whether some clusters only wait for requests in flight.
+    pub fn has_ripe(&self) -> bool {
+        self.ripe.clusters() > 0
+    }
+
+    /// Takes the releases that are durable. Once no request that began before this call is in flight,
+    /// [`reclaim`](Self::reclaim) makes the clusters free; until then, they can be [put back](Self::keep_ripe).
+    pub fn take_ripe(&self) -> Vec<Release> {
+        self.ripe.take()
+    }
+
+    /// Puts back what [`take_ripe`](Self::take_ripe) gave.
+    pub fn keep_ripe(&self, batch: Vec<Release>) {
+        self.ripe.put_back(batch);
+    }
+
+    /// Lowers the refcounts of released clusters. Those that nothing owns any more are punched out of the file, if that is
+    /// wanted, and then can be handed out.
+    ///
+    /// # Errors
+    ///
+    /// When a refcount can't be read or is 0 already. The rest of the batch is done all the same.
+    pub fn reclaim(&self, batch: Vec<Release>) -> Result<(), AllocError> {
+        let mut result = Ok(());
+        let mut to_punch: Vec<(u64, u64)> = Vec::new();
+        let mut state = lock(&self.state);
+        for release in batch {
+            let punch = self.pass_discard.passes(release.reason);
+            for number in release.first..release.first + release.count {
+                let done = match self.refcount_at(&state, number) {
+                    // Its refcount keeps it from being handed out until the hole is punched.
+                    Ok(1) if punch => {
+                        match to_punch.last_mut() {
+                            Some((first, count)) if *first + *count == number => *count += 1,
+                            _ => to_punch.push((number, 1)),
+                        }
+                        Ok(())
+                    }
+                    Ok(_) => self.lower(&mut state, number),
+                    Err(error) => Err(error),
+                };
+                result = result.and(done);
+            }
+        }
+        if to_punch.is_empty() {
+            return result;
+        }
+        drop(state);
+        let bits = self.geometry().cluster_bits();
+        for (first, count) in &to_punch {
+            let kinds = (*first..first + count).find(|number| {
+                !self
+                    .meta
+                    .overlap()
+                    .kinds(HostCluster::new(*number))
+                    .is_empty()
+            });
+            if kinds.is_none() {
+                // The host keeps the space then; the image doesn't care.
+                let _ = self
+                    .meta
+                    .storage()
+                    .discard(first << bits..(first + count) << bits);
+            }
+        }
+        let mut state = lock(&self.state);
+        for (first, count) in to_punch {
+            for number in first..first + count {
+                let done = self.lower(&mut state, number);
+                result = result.and(done);
+            }
+        }
+        result
+    }
+
+    /// One past the last cluster with a refcount above 0.
+    ///
+    /// # Errors
+    ///
+    /// When a block can't be read.
+    pub fn end(&self) -> Result<u64, AllocError> {
+        let state = lock(&self.state);
+        let per_block = self.geometry().refcounts_per_block();
+        for block in (0..state.table.len()).rev() {
+            if self.block_at(&state, block)?.is_none() {
+                continue;
+            }
+            let start = block as u64 * per_block;
+            for number in (start..start + per_block).rev() {
+                if self.refcount_at(&state, number)? != 0 {
+                    return Ok(number + 1);
+                }
+            }
+        }
+        Ok(0)
+    }
+
+    /// The file has been cut to `clusters` clusters: what is behind is as if never written.
+    pub fn file_was_cut(&self, clusters: u64) {
+        let mut state = lock(&self.state);
+        state.virgin = clusters;
+        state.tail = state.tail.min(clusters);
+        state.first_block = 0;
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Releases for Allocator {
+    type Batch = Vec<Release>;
+
+    fn take(&self) -> Self::Batch {
+        self.scheduled.take()
+    }
+
+    fn apply(&self, batch: Self::Batch) -> Result<(), MetadataError> {
+        if !self.meta.rules().release_after_pointer {
+            return self.reclaim(batch).map_err(|error| match error {
+                AllocError::Metadata(error) => error,
+                other => MetadataError::Corrupt {
+                    what: "a refcount",
+                    offset: HostOffset::new(0),
+                    detail: other.to_string(),
+                },
+            });
+        }
+        for release in batch {
+            self.ripe.push(
+                HostCluster::new(release.first),
+                release.count,
+                release.reason,
+            );
+        }
+        Ok(())
+    }
+
+    fn put_back(&self, batch: Self::Batch) {
+        self.scheduled.put_back(batch);
+    }
+}

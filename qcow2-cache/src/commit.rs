@@ -1,0 +1,133 @@
+//! Group commit: who asks for a flush shares the next one with all who ask meanwhile.
+
+use crate::sync::{Condvar, Mutex, lock, wait};
+
+/// Runs a piece of work such that each caller gets one run that began after it asked.
+#[derive(Debug)]
+pub struct GroupCommit<E> {
+    state: Mutex<State<E>>,
+    finished: Condvar,
+}
+
+#[derive(Debug)]
+struct State<E> {
+    /// Runs begun so far; the last one may be under way.
+    begun: u64,
+    running: bool,
+    /// Errors of runs for which others wait, with the number of those.
+    failed: Vec<(u64, E, usize)>,
+    /// Waiters of the run to come.
+    waiting: usize,
+    /// Waiters that the run under way was for.
+    sharing: usize,
+    finished: u64,
+}
+
+impl<E> Default for GroupCommit<E> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                begun: 0,
+                running: false,
+                failed: Vec::new(),
+                waiting: 0,
+                sharing: 0,
+                finished: 0,
+            }),
+            finished: Condvar::new(),
+        }
+    }
+}
+
+impl<E> GroupCommit<E> {
+    /// Runs `work`, or waits for a run of another caller that begins after this call.
+    ///
+    /// # Errors
+    ///
+    /// That of the run; the others that share it get it from `share`.
+    pub fn run(
+        &self,
+        work: impl FnOnce() -> Result<(), E>,
+        share: impl Fn(&E) -> E,
+    ) -> Result<(), E> {
+        let mut state = lock(&self.state);
+        let mine = state.begun + 1;
+        if state.running {
+            state.waiting += 1;
+            loop {
+                state = wait(&self.finished, state);
+                if state.finished >= mine {
+                    return state.outcome_of(mine, share);
+                }
+                if !state.running && state.begun < mine {
+                    state.waiting -= 1;
+                    break;
+                }
+            }
+        }
+        state.begun += 1;
+        state.running = true;
+        state.sharing = std::mem::take(&mut state.waiting);
+        drop(state);
+        // A panic in `work` must not leave the others waiting.
+        let mut run = Run {
+            commit: self,
+            error: None,
+            completed: false,
+        };
+        let result = work();
+        run.completed = true;
+        if let Err(error) = &result {
+            run.error = Some(share(error));
+        }
+        drop(run);
+        result
+    }
+}
+
+impl<E> State<E> {
+    fn outcome_of(&mut self, run: u64, share: impl Fn(&E) -> E) -> Result<(), E> {
+        let Some(index) = self.failed.iter().position(|(number, ..)| *number == run) else {
+            return Ok(());
+        };
+        let Some((_, error, left)) = self.failed.get_mut(index) else {
+            return Ok(());
+        };
+        *left -= 1;
+        if *left == 0 {
+            return Err(self.failed.swap_remove(index).1);
+        }
+        Err(share(error))
+    }
+}
+
+struct Run<'a, E> {
+    commit: &'a GroupCommit<E>,
+    error: Option<E>,
+    completed: bool,
+}
+
+impl<E> Drop for Run<'_, E> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.commit.state);
+        state.running = false;
+        let sharing = std::mem::take(&mut state.sharing);
+        if !self.completed {
+            // As if it had not begun: one of those who wait does it.
+            state.begun -= 1;
+            state.waiting += sharing;
+            drop(state);
+            self.commit.finished.notify_all();
+            return;
+        }
+        state.finished = state.begun;
+        let run = state.begun;
+        if let Some(error) = self.error.take()
+            && sharing > 0
+        {
+            state.failed.push((run, error, sharing));
+        }
+        drop(state);
+        self.commit.finished.notify_all();
+    }
+}

@@ -1,0 +1,76 @@
+//! What can go wrong with metadata.
+
+use qcow2_format::{HeaderError, HostCluster, HostOffset};
+use qcow2_io::StorageError;
+use thiserror::Error;
+
+use crate::{Kinds, TooMuchMetadata};
+
+/// A failed operation on metadata, or on guest data in the image file.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MetadataError {
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A write would have hit metadata. The image is marked as corrupt and takes no more writes.
+    #[error(
+        "a write of {len} bytes at {offset} would overwrite {kinds} in cluster {cluster}; the image is corrupt and takes no more writes"
+    )]
+    Overlap {
+        /// First byte of the write that was stopped.
+        offset: HostOffset,
+        /// Its length in bytes.
+        len: u64,
+        /// The cluster with metadata.
+        cluster: HostCluster,
+        /// What it holds.
+        kinds: Kinds,
+    },
+    /// An entry makes no sense. If the image is writable, it is marked as corrupt and takes no more writes.
+    #[error("{what} at {offset} is corrupt: {detail}")]
+    Corrupt {
+        /// Which structure.
+        what: &'static str,
+        /// Where it lies in the file.
+        offset: HostOffset,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The image has been found corrupt before.
+    #[error("the image was found corrupt and takes no more writes")]
+    Poisoned,
+    /// The image is open for reading only.
+    #[error("the image is open for reading only")]
+    ReadOnly,
+    /// The header can't be written.
+    #[error("the header can't be written")]
+    Header(#[from] HeaderError),
+    /// Too much metadata to keep track of.
+    #[error(transparent)]
+    TooMuchMetadata(#[from] TooMuchMetadata),
+    /// A flush that this one shared has failed.
+    #[error("{0}")]
+    Shared(String),
+}
+
+impl MetadataError {
+    /// The same error for another who waited for the same thing.
+    pub(crate) fn share(&self) -> Self {
+        match self {
+            Self::Poisoned => Self::Poisoned,
+            Self::ReadOnly => Self::ReadOnly,
+            Self::Storage(error) => {
+                let mut copy = StorageError::new(error.operation(), error.kind());
+                if let (Some(offset), len) = (error.offset(), error.len_bytes()) {
+                    copy = copy.at(offset, len.unwrap_or(0));
+                }
+                if let Some(path) = error.path() {
+                    copy = copy.in_path(path);
+                }
+                Self::Storage(copy)
+            }
+            other => Self::Shared(other.to_string()),
+        }
+    }
+}

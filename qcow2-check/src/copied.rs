@@ -3,7 +3,6 @@
 //! Runs only where the walk or the comparison gives reason to: where every refcount equals the references met, the walk has
 //! seen already whether each flag is right.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qcow2_format::l2::L2Table;
@@ -14,13 +13,14 @@ use crate::compare::read_blocks;
 use crate::image::Image;
 use crate::refmap::RefMap;
 use crate::report::Collector;
-use crate::walk::{L1Scan, Ordered, TableRef, Window};
+use crate::units::Ordered;
+use crate::walk::{L1Scan, Plan, TableRef, Window};
 use crate::{Code, Place, Run, Structure};
 
 /// Refcounts behind the end of the file that are looked up; there are none in sound images.
 const LOOKUPS_MAX: u64 = 1000;
 
-/// Compares the flags of all active entries. Gives the number of wrong ones.
+/// Compares the flags of all active entries with the refcounts on disk. Gives the number of wrong ones.
 pub(crate) fn check(
     image: &Image<'_>,
     map: &RefMap,
@@ -30,39 +30,86 @@ pub(crate) fn check(
 ) -> u64 {
     let facts = Facts::load(image, map, blocks);
     let plan = Window::plan(image);
-    let units = scan.windows.len() as u64 + 1;
-    let next = AtomicU64::new(0);
-    let pending = Mutex::new(Ordered::default());
-    let parts = run.on_each_thread(|| {
-        let mut worker = Worker {
-            image,
-            facts: &facts,
-            wrong: 0,
-            found: Collector::new(run.limit()),
-            buffer: Vec::new(),
-        };
-        let mut window = Window::default();
-        loop {
-            let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units || run.is_cancelled() {
-                break;
-            }
-            if let Some(number) = scan.window(unit) {
-                window.load(image, &plan, number, |_, _, _| {});
-                worker.window(&window, scan);
-            } else {
-                for table in scan.duplicates.iter().filter(|table| table.active_refs > 0) {
-                    worker.table(table);
-                }
-            }
-            let found = std::mem::replace(&mut worker.found, Collector::new(run.limit()));
-            if let Ok(mut pending) = pending.lock() {
-                pending.deliver(unit, found, run);
-            }
-        }
-        worker.wrong
-    });
-    parts.into_iter().fold(0, u64::saturating_add)
+    let ordered = Ordered::new(run);
+    let walks = run.share_out(
+        units(scan),
+        || {
+            let findings = Findings {
+                image,
+                facts: &facts,
+                wrong: 0,
+                found: Collector::new(run.limit()),
+            };
+            Flags::new(image, findings)
+        },
+        |flags, unit| {
+            flags.unit(&plan, scan, unit);
+            ordered.deliver(unit, &mut flags.judge.found);
+        },
+    );
+    let wrong = walks.into_iter().map(|flags| flags.judge.wrong);
+    wrong.fold(0, u64::saturating_add)
+}
+
+/// How many units the active entries make, in the order of the disk; the last one are the tables that several places share.
+pub(crate) fn units(scan: &L1Scan) -> u64 {
+    scan.windows.len() as u64 + 1
+}
+
+/// An active entry that leads to a cluster, and whose COPIED flag is not as it should be.
+pub(crate) struct WrongFlag<'a> {
+    /// The L2 table it is in; `None` for the L1 table.
+    pub(crate) table: Option<&'a TableRef>,
+    pub(crate) index: u64,
+    /// What the entry leads to.
+    pub(crate) host: HostOffset,
+    /// The flag as it is.
+    pub(crate) copied: bool,
+}
+
+/// Knows what flags should be, and takes those that are not.
+pub(crate) trait Judge {
+    /// Whether a cluster's refcount is exactly 1, so that flags should be set; `None` where that is not known.
+    fn is_one(&self, cluster: u64) -> Option<bool>;
+
+    fn wrong(&mut self, flag: WrongFlag<'_>);
+}
+
+/// Makes findings of wrong flags, and counts them.
+struct Findings<'a, 'i> {
+    image: &'a Image<'i>,
+    facts: &'a Facts<'a, 'i>,
+    wrong: u64,
+    found: Collector,
+}
+
+impl Judge for Findings<'_, '_> {
+    fn is_one(&self, cluster: u64) -> Option<bool> {
+        self.facts.is_one(cluster)
+    }
+
+    fn wrong(&mut self, flag: WrongFlag<'_>) {
+        let image = self.image;
+        let count = flag.table.map_or(1, |table| table.active_refs);
+        self.wrong = self.wrong.saturating_add(count);
+        self.found
+            .add_with(Code::CopiedWrong, count, || match flag.table {
+                Some(table) => (
+                    image.l2_place(table, flag.index),
+                    words("its cluster", flag.host, flag.copied),
+                ),
+                None => (
+                    Place::of(Structure::ActiveL1)
+                        .at(image.active_entry(flag.index), 8)
+                        .entry(flag.index)
+                        .guest(
+                            image.guest_offset(flag.index, 0),
+                            image.geometry.l2_coverage(),
+                        ),
+                    words("its L2 table", flag.host, flag.copied),
+                ),
+            });
+    }
 }
 
 /// What the refcounts on disk say.
@@ -140,48 +187,70 @@ impl<'a, 'i> Facts<'a, 'i> {
     }
 }
 
-struct Worker<'a, 'i> {
+/// A walk along the flags of active entries.
+pub(crate) struct Flags<'a, 'i, J> {
     image: &'a Image<'i>,
-    facts: &'a Facts<'a, 'i>,
-    wrong: u64,
-    found: Collector,
+    pub(crate) judge: J,
+    window: Window,
     buffer: Vec<u8>,
 }
 
-impl Worker<'_, '_> {
+impl<'a, 'i, J: Judge> Flags<'a, 'i, J> {
+    pub(crate) fn new(image: &'a Image<'i>, judge: J) -> Self {
+        Self {
+            image,
+            judge,
+            window: Window::default(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Looks at the entries of a unit.
+    pub(crate) fn unit(&mut self, plan: &Plan, scan: &L1Scan, unit: u64) {
+        if let Some(number) = scan.window(unit) {
+            let mut window = std::mem::take(&mut self.window);
+            window.load(self.image, plan, number, |_, _, _| {});
+            self.window(&window, scan);
+            self.window = window;
+        } else {
+            for table in scan.duplicates.iter().filter(|table| table.active_refs > 0) {
+                self.table(table);
+            }
+        }
+    }
+
     /// The active L1 entries of a window, and the tables they lead to.
     fn window(&mut self, window: &Window, scan: &L1Scan) {
-        let Some((row, tree)) = window.active_row(self.image) else {
+        let Some(row) = window.active_row(self.image) else {
             return;
         };
         for index in window.indices() {
             let entry = window.entry(row, index);
-            let offset = entry.l2_table();
-            if offset.get() == 0 {
+            let host = entry.l2_table();
+            if host.get() == 0 {
                 continue;
             }
-            let Some(one) = self.facts.is_one(offset.get() >> self.image.cluster_bits()) else {
+            let Some(one) = self.judge.is_one(host.get() >> self.image.cluster_bits()) else {
                 continue;
             };
-            if one != entry.is_copied() {
-                let image = self.image;
-                self.wrong(1, || {
-                    let place = Place::of(Structure::ActiveL1)
-                        .at(tree.saturating_add(index * 8), 8)
-                        .entry(index)
-                        .guest(image.guest_offset(index, 0), image.geometry.l2_coverage());
-                    (place, words("its L2 table", offset, entry.is_copied()))
+            let copied = entry.is_copied();
+            if one != copied {
+                self.judge.wrong(WrongFlag {
+                    table: None,
+                    index,
+                    host,
+                    copied,
                 });
             }
-            if !scan.is_duplicate(offset.get()) {
+            if !scan.is_duplicate(host.get()) {
                 self.table(&TableRef {
-                    offset: offset.get(),
+                    offset: host.get(),
                     weight: 1,
                     active_refs: 1,
                     active: true,
                     snapshot: None,
                     l1_index: index,
-                    copied: entry.is_copied(),
+                    copied,
                 });
             }
         }
@@ -194,7 +263,7 @@ impl Worker<'_, '_> {
         buffer.resize(image.geometry.cluster_len(), 0);
         let cluster = at.offset >> image.cluster_bits();
         if !image.reader.is_known_zero(at.offset, buffer.len() as u64)
-            && self.facts.is_one(cluster).is_some()
+            && self.judge.is_one(cluster).is_some()
             && image.reader.read(&mut buffer, at.offset).is_ok()
         {
             let table = L2Table::new(&buffer, image.geometry);
@@ -210,22 +279,20 @@ impl Worker<'_, '_> {
                 let one = if image.rules.external_data {
                     Some(true)
                 } else {
-                    self.facts.is_one(host.get() >> image.cluster_bits())
+                    self.judge.is_one(host.get() >> image.cluster_bits())
                 };
-                if one.is_some_and(|one| one != entry.is_copied()) {
-                    self.wrong(at.active_refs, || {
-                        let place = image.l2_place(at, index);
-                        (place, words("its cluster", host, entry.is_copied()))
+                let copied = entry.is_copied();
+                if one.is_some_and(|one| one != copied) {
+                    self.judge.wrong(WrongFlag {
+                        table: Some(at),
+                        index,
+                        host,
+                        copied,
                     });
                 }
             }
         }
         self.buffer = buffer;
-    }
-
-    fn wrong(&mut self, count: u64, tell: impl FnOnce() -> (Place, String)) {
-        self.wrong = self.wrong.saturating_add(count);
-        self.found.add_with(Code::CopiedWrong, count, tell);
     }
 }
 

@@ -136,6 +136,12 @@ impl Image<'_> {
             .saturating_add(l2_index << self.cluster_bits())
     }
 
+    /// Where an entry of the active L1 table lies.
+    pub(crate) fn active_entry(&self, l1_index: u64) -> u64 {
+        let table = self.header.l1_table_offset.get();
+        table.saturating_add(l1_index.saturating_mul(8))
+    }
+
     /// The place of an L2 table.
     pub(crate) fn table_place(&self, table: &crate::walk::TableRef) -> Place {
         Place::of(Structure::L2Table)

@@ -27,6 +27,8 @@ mod image;
 mod load;
 mod owners;
 mod reader;
+mod recount;
+mod references;
 mod refmap;
 mod report;
 mod run;
@@ -34,12 +36,14 @@ mod snapshots;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod synth;
 mod threads;
+mod units;
 mod walk;
 
 pub use check::{audit, check};
 pub use code::Code;
 pub use finding::{ByteRange, Finding, Place, Severity, Structure};
 pub use owners::{ClusterOwners, Owner, owners};
+pub use recount::{CopiedDifference, Recount, RecountError, RefcountDifference, recount};
 pub use report::{Counts, Report, Verdict};
 pub use run::{Monitor, Options, Phase};
 

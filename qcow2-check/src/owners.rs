@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use qcow2_format::bitmap::BitmapCluster;
 use qcow2_format::l2::L2Table;
@@ -279,54 +278,58 @@ fn gather(
 
 fn tables(image: &Image<'_>, scan: &L1Scan, wanted: &RefMap, run: &Run<'_>) -> Vec<Found> {
     let plan = Window::plan(image);
-    let next = AtomicU64::new(0);
-    run.on_each_thread(|| {
-        let mut seeker = Seeker {
+    let windows = scan.windows.len() as u64;
+    let seekers = run.share_out(
+        windows.saturating_add(1),
+        || Seeker {
             image,
             wanted,
             found: Found::new(),
+            window: Window::default(),
             buffer: Vec::new(),
-        };
-        let mut window = Window::default();
-        let (mut tables, mut trees) = (Vec::new(), Vec::new());
-        loop {
-            let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit > scan.windows.len() as u64 || run.is_cancelled() {
-                break;
-            }
-            let Some(number) = scan.window(unit) else {
+        },
+        |seeker, unit| match scan.window(unit) {
+            Some(number) => seeker.window(&plan, number, scan),
+            None => {
                 for table in &scan.duplicates {
                     let tree = if table.active { None } else { table.snapshot };
                     seeker.table(table.offset, table.l1_index, &[tree]);
                 }
-                continue;
-            };
-            window.load(image, &plan, number, |_, _, _| {});
-            for index in window.indices() {
-                window.trees_by_table(image, index, &mut tables);
-                for same in tables.chunk_by(|a, b| a.0 == b.0) {
-                    let Some((offset, _)) = same.first().filter(|(at, _)| !scan.is_duplicate(*at))
-                    else {
-                        continue;
-                    };
-                    trees.clear();
-                    trees.extend(same.iter().map(|(_, snapshot)| *snapshot));
-                    seeker.table(*offset, index, &trees);
-                }
             }
-        }
-        seeker.found
-    })
+        },
+    );
+    seekers.into_iter().map(|seeker| seeker.found).collect()
 }
 
 struct Seeker<'a, 'i> {
     image: &'a Image<'i>,
     wanted: &'a RefMap,
     found: Found,
+    window: Window,
     buffer: Vec<u8>,
 }
 
 impl Seeker<'_, '_> {
+    /// Looks at all tables of a window.
+    fn window(&mut self, plan: &walk::Plan, number: u64, scan: &L1Scan) {
+        let mut window = std::mem::take(&mut self.window);
+        let (mut tables, mut trees) = (Vec::new(), Vec::new());
+        window.load(self.image, plan, number, |_, _, _| {});
+        for index in window.indices() {
+            window.trees_by_table(self.image, index, &mut tables);
+            for same in tables.chunk_by(|a, b| a.0 == b.0) {
+                let first = same.first().filter(|(at, _)| !scan.is_duplicate(*at));
+                let Some((offset, _)) = first else {
+                    continue;
+                };
+                trees.clear();
+                trees.extend(same.iter().map(|(_, snapshot)| *snapshot));
+                self.table(*offset, index, &trees);
+            }
+        }
+        self.window = window;
+    }
+
     /// Looks at a table and all its entries. `trees` are the snapshots that have it, `None` for the active tree.
     fn table(&mut self, offset: u64, l1_index: u64, trees: &[Option<u64>]) {
         let image = self.image;

@@ -188,12 +188,10 @@ impl Window {
         }
     }
 
-    /// The row of the active tree, and the offset of its L1 table.
-    pub(crate) fn active_row(&self, image: &Image<'_>) -> Option<(usize, u64)> {
-        self.rows.iter().enumerate().find_map(|(row, number)| {
-            let tree = image.trees.get(*number)?;
-            tree.active.then_some((row, tree.offset))
-        })
+    /// The row of the active tree.
+    pub(crate) fn active_row(&self, image: &Image<'_>) -> Option<usize> {
+        let is_active = |number: &usize| image.trees.get(*number).is_some_and(|tree| tree.active);
+        self.rows.iter().position(is_active)
     }
 
     /// The entry of a row.

@@ -10,19 +10,20 @@ mod merged;
 mod runs;
 mod tables;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::image::Image;
 use crate::refmap::RefMap;
 use crate::report::{Collector, Counts};
+use crate::units::Ordered;
 use crate::{Code, Place, Run, Structure};
 
 /// Bytes of memory that the reference maps of all workers together may take.
 const WORKER_MAPS_BYTES: usize = 16 << 20;
 
 pub(crate) use l1::{L1Scan, scan};
-pub(crate) use tables::Window;
+pub(crate) use tables::{Plan, Window};
 
 /// An L2 table as one group of L1 entries refers to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,18 +145,17 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
     let duplicates = tables::duplicate_units(scan);
     let window_units = scan.windows.len() as u64;
     let units = window_units.saturating_add(duplicates);
-    let next = AtomicU64::new(0);
-    let pending = Mutex::new(Ordered::default());
+    let ordered = Ordered::new(run);
     let shared = Shared {
         map: Mutex::new(RefMap::new(image.file_clusters())),
         scattered: AtomicBool::new(false),
     };
-    let parts = run.on_each_thread(|| {
-        let mut worker = Worker::new(image, &shared, run.limit(), run.threads());
-        loop {
-            let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units || run.is_cancelled() || shared.is_scattered() {
-                break;
+    let workers = run.share_out(
+        units,
+        || Worker::new(image, &shared, run.limit(), run.threads()),
+        |worker, unit| {
+            if shared.is_scattered() {
+                return;
             }
             if let Some(number) = scan.window(unit) {
                 worker.walk_window(&windows, number, scan);
@@ -163,14 +163,12 @@ pub(crate) fn walk(image: &Image<'_>, scan: &L1Scan, run: &Run<'_>) -> Walked {
                 worker.walk_duplicates(scan, unit - window_units);
             }
             worker.flush_packed();
-            let found = std::mem::replace(&mut worker.found, Collector::new(run.limit()));
-            if let Ok(mut pending) = pending.lock() {
-                pending.deliver(unit, found, run);
-            }
+            ordered.deliver(unit, &mut worker.found);
             run.progress(image.reader.bytes_read());
-        }
-        (worker.map, worker.tally)
-    });
+        },
+    );
+    let parts = workers.into_iter().map(|worker| (worker.map, worker.tally));
+    let parts: Vec<_> = parts.collect();
     let scattered = shared.is_scattered();
     let mut walked = Walked {
         map: shared.into_map(),
@@ -214,23 +212,6 @@ impl Shared {
         self.map
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Brings the findings of units, done in any order, into the units' order.
-#[derive(Debug, Default)]
-pub(crate) struct Ordered {
-    next: u64,
-    waiting: std::collections::BTreeMap<u64, Collector>,
-}
-
-impl Ordered {
-    pub(crate) fn deliver(&mut self, unit: u64, found: Collector, run: &Run<'_>) {
-        self.waiting.insert(unit, found);
-        while let Some(found) = self.waiting.remove(&self.next) {
-            run.append(found);
-            self.next += 1;
-        }
     }
 }
 

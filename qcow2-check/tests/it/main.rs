@@ -20,3 +20,6 @@ mod hostile;
 
 /// What holds for any bytes, any number of threads and any failure of the storage.
 mod properties;
+
+/// Crashed images: what a recount tells to put right is all there is to do.
+mod recount;

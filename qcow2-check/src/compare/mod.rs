@@ -3,18 +3,18 @@
 //! Refcount blocks are streamed against the reference map, 64 clusters at a time, and whole pages at once where all is as
 //! it mostly is: every cluster referenced once.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod findings;
 
 use qcow2_format::RefcountBlock;
 
+use crate::Run;
 use crate::blocks::{BlockRef, Blocks};
 use crate::image::Image;
 use crate::reader::is_zero;
 use crate::refmap::{PAGE_CLUSTERS, Page, RefMap, mask};
-use crate::report::Collector;
-use crate::walk::Ordered;
-use crate::{Code, Place, Run, Structure};
+use crate::units::Ordered;
+
+pub(crate) use findings::Findings;
 
 /// Bytes of refcount blocks that make a unit of work.
 const UNIT_BYTES: u64 = 1 << 20;
@@ -41,48 +41,65 @@ impl Compared {
 /// Compares all refcounts of clusters below `end` (the file's, and what is referenced behind).
 pub(crate) fn compare(image: &Image<'_>, map: &RefMap, blocks: &Blocks, run: &Run<'_>) -> Compared {
     let end = map.end().max(image.file_clusters());
-    let per_block = image.geometry.refcounts_per_block();
-    let per_unit = (UNIT_BYTES / image.cluster_size()).max(1);
-    // Blocks for clusters behind the end are looked at, too: refcounts there are leaks.
-    let units = blocks.len().div_ceil(per_unit).saturating_add(1);
-    let next = AtomicU64::new(0);
-    let pending = Mutex::new(Ordered::default());
-    let parts = run.on_each_thread(|| {
-        let mut worker = Worker::new(image, map, end, run);
-        let mut buffer = Vec::new();
-        loop {
-            let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units || run.is_cancelled() {
-                break;
-            }
-            if unit + 1 == units {
-                worker.absent(blocks.len().saturating_mul(per_block), u64::MAX);
-            } else {
-                let first = unit * per_unit;
-                worker.stretches(
-                    blocks,
-                    first,
-                    (first + per_unit).min(blocks.len()),
-                    &mut buffer,
-                );
-            }
-            worker.flush();
-            let found = std::mem::replace(&mut worker.found, Collector::new(run.limit()));
-            if let Ok(mut pending) = pending.lock() {
-                pending.deliver(unit, found, run);
-            }
+    let plan = Plan::new(image, blocks);
+    let ordered = Ordered::new(run);
+    let workers = run.share_out(
+        plan.units,
+        || {
+            let findings = Findings::new(image, run.limit());
+            (Comparison::new(image, map, end, findings), Vec::new())
+        },
+        |(comparison, buffer), unit| {
+            comparison.unit(&plan, unit, buffer);
+            let findings = &mut comparison.judge;
+            findings.flush();
+            ordered.deliver(unit, &mut findings.found);
             run.progress(image.reader.bytes_read());
-        }
-        worker.sum
-    });
+        },
+    );
     let mut all = Compared::default();
-    for part in parts {
-        all.end = all.end.max(part.end);
-        all.leaks = all.leaks.saturating_add(part.leaks);
-        all.corruptions = all.corruptions.saturating_add(part.corruptions);
-        all.errors = all.errors.saturating_add(part.errors);
+    for (comparison, _) in workers {
+        let sum = comparison.judge.sum;
+        all.end = all.end.max(comparison.used_end);
+        all.leaks = all.leaks.saturating_add(sum.leaks);
+        all.corruptions = all.corruptions.saturating_add(sum.corruptions);
+        all.errors = all.errors.saturating_add(sum.errors);
     }
     all
+}
+
+/// How the comparison is divided into units, in the order of the clusters.
+pub(crate) struct Plan<'a> {
+    blocks: &'a Blocks,
+    per_unit: u64,
+    pub(crate) units: u64,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(image: &Image<'_>, blocks: &'a Blocks) -> Self {
+        let per_unit = (UNIT_BYTES / image.cluster_size()).max(1);
+        Self {
+            blocks,
+            per_unit,
+            // The last one is for clusters that the refcount table does not reach.
+            units: blocks.len().div_ceil(per_unit).saturating_add(1),
+        }
+    }
+}
+
+/// What becomes of the differences that a comparison meets, cluster by cluster in ascending order within a unit.
+pub(crate) trait Judge {
+    /// `count` clusters from `first` on have the refcount `on_disk`, but should have `expected`.
+    fn differ(&mut self, first: u64, count: u64, on_disk: u64, expected: u64);
+
+    /// Those of the 64 clusters from `base` on whose bits are set lie behind the end and have refcounts: `value` tells them.
+    fn behind(&mut self, base: u64, bits: u64, value: impl Fn(u64) -> u64);
+
+    /// A cluster has `weight` references, and refcounts only go up to `max`.
+    fn overflow(&mut self, cluster: u64, weight: u64, max: u64);
+
+    /// Refcounts of the clusters `start..stop` can't be read: those of block number `index`.
+    fn unreadable(&mut self, index: u64, block: BlockRef, start: u64, stop: u64);
 }
 
 /// Reads the blocks of a stretch of the refcount table; neighbours in the file together. Calls `each` with the index and
@@ -137,38 +154,39 @@ pub(crate) fn read_blocks(
     }
 }
 
-/// Clusters in a row with the same difference.
-#[derive(Clone, Copy, Debug)]
-struct Difference {
-    first: u64,
-    count: u64,
-    on_disk: u64,
-    expected: u64,
-}
-
-struct Worker<'a, 'i> {
+/// Refcounts against references.
+pub(crate) struct Comparison<'a, 'i, J> {
     image: &'a Image<'i>,
     map: &'a RefMap,
+    /// The cluster behind the last one that may have references.
     end: u64,
     max: u64,
-    sum: Compared,
-    found: Collector,
-    open: Option<Difference>,
-    /// Refcounts behind the end, not told yet: first cluster, count.
-    behind: Option<(u64, u64)>,
+    /// The cluster behind the last one met below `end` that has a refcount or a reference.
+    used_end: u64,
+    pub(crate) judge: J,
 }
 
-impl<'a, 'i> Worker<'a, 'i> {
-    fn new(image: &'a Image<'i>, map: &'a RefMap, end: u64, run: &Run<'_>) -> Self {
+impl<'a, 'i, J: Judge> Comparison<'a, 'i, J> {
+    pub(crate) fn new(image: &'a Image<'i>, map: &'a RefMap, end: u64, judge: J) -> Self {
         Self {
             image,
             map,
             end,
             max: image.geometry.refcount_max(),
-            sum: Compared::default(),
-            found: Collector::new(run.limit()),
-            open: None,
-            behind: None,
+            used_end: 0,
+            judge,
+        }
+    }
+
+    /// Compares the clusters of a unit.
+    pub(crate) fn unit(&mut self, plan: &Plan<'_>, unit: u64, buffer: &mut Vec<u8>) {
+        let len = plan.blocks.len();
+        if unit + 1 < plan.units {
+            let first = unit * plan.per_unit;
+            self.stretches(plan.blocks, first, (first + plan.per_unit).min(len), buffer);
+        } else {
+            let per_block = self.image.geometry.refcounts_per_block();
+            self.absent(len.saturating_mul(per_block), u64::MAX);
         }
     }
 
@@ -206,29 +224,14 @@ impl<'a, 'i> Worker<'a, 'i> {
 
     fn unreadable(&mut self, index: u64, block: BlockRef, start: u64, stop: u64) {
         let stop = stop.min(self.end);
-        let lost = stop.saturating_sub(start);
-        if lost == 0 {
-            return;
+        if start < stop {
+            self.overflows(start, stop);
+            self.judge.unreadable(index, block, start, stop);
         }
-        self.overflows(start, stop);
-        self.sum.errors = self.sum.errors.saturating_add(lost);
-        let bits = self.image.cluster_bits();
-        self.found.add_with(Code::RefcountUnreadable, lost, || {
-            let mut place = Place::of(Structure::RefcountBlock).entry(index);
-            if let BlockRef::At(offset) = block {
-                place = place.at(offset, self.image.cluster_size());
-            }
-            let detail = format!(
-                "refcounts of the clusters at {:#x}..{:#x} can't be read",
-                start << bits,
-                stop << bits
-            );
-            (place, detail)
-        });
     }
 
-    /// Looks for references beyond what refcounts can express, where there are no refcounts to compare with.
-    fn overflows(&mut self, from: u64, to: u64) {
+    /// Looks for references beyond what refcounts can express, without refcounts to compare with.
+    pub(crate) fn overflows(&mut self, from: u64, to: u64) {
         let mut cluster = from;
         let end = to.div_ceil(PAGE_CLUSTERS);
         while let Some(number) = self.map.next_page(cluster / PAGE_CLUSTERS, end) {
@@ -248,21 +251,9 @@ impl<'a, 'i> Worker<'a, 'i> {
 
     /// Counts references beyond what refcounts can express.
     fn overflow(&mut self, cluster: u64, weight: u64) {
-        if weight <= self.max {
-            return;
+        if weight > self.max {
+            self.judge.overflow(cluster, weight, self.max);
         }
-        let excess = weight - self.max;
-        self.sum.corruptions = self.sum.corruptions.saturating_add(excess);
-        let image = self.image;
-        let max = self.max;
-        self.found.add_with(Code::RefcountOverflow, excess, || {
-            let place = Place::of(Structure::Cluster)
-                .at(cluster << image.cluster_bits(), image.cluster_size());
-            (
-                place,
-                format!("{weight} references, refcounts go up to {max}"),
-            )
-        });
     }
 
     /// Compares clusters whose refcounts are 0 since there is no block for them.
@@ -304,7 +295,7 @@ impl<'a, 'i> Worker<'a, 'i> {
                 let far = self.ones_end(stop, (start + len).min(self.end));
                 let count = usize::try_from(far - cluster).unwrap_or(0);
                 if far > stop && block.all_equal(at, count, 1) {
-                    self.sum.end = self.sum.end.max(far);
+                    self.used_end = self.used_end.max(far);
                     cluster = far;
                     continue;
                 }
@@ -312,7 +303,7 @@ impl<'a, 'i> Worker<'a, 'i> {
             let count = usize::try_from(stop - cluster).unwrap_or(0);
             if stop <= self.end && uniform.is_some_and(|value| block.all_equal(at, count, value)) {
                 if uniform == Some(1) {
-                    self.sum.end = self.sum.end.max(stop);
+                    self.used_end = self.used_end.max(stop);
                 }
             } else if cluster >= self.end && block.all_equal(at, count, 0) {
                 // Nothing here, and nothing expected.
@@ -365,13 +356,15 @@ impl<'a, 'i> Worker<'a, 'i> {
             let valid = mask(within(cluster), within(stop.min(self.end.max(cluster))));
             let any = (ones | others | seen) & valid;
             if any != 0 {
-                self.sum.end = self.sum.end.max(base + 64 - u64::from(any.leading_zeros()));
+                self.used_end = self
+                    .used_end
+                    .max(base + 64 - u64::from(any.leading_zeros()));
             }
             let once = seen & !multi;
             let wrong = ((ones ^ once) | others) & !multi & valid;
             if wrong == u64::MAX && others == 0 && (ones == u64::MAX || once == u64::MAX) {
                 let on_disk = u64::from(ones == u64::MAX);
-                self.differ(base, 64, on_disk, 1 - on_disk);
+                self.judge.differ(base, 64, on_disk, 1 - on_disk);
             } else {
                 let mut left = wrong | multi & valid;
                 while left != 0 {
@@ -382,7 +375,7 @@ impl<'a, 'i> Worker<'a, 'i> {
             }
             let behind = mask(within(self.end.max(cluster)), within(to)) & (ones | others);
             if behind != 0 {
-                self.behind(base, behind);
+                self.judge.behind(base, behind, &value);
             }
             cluster = stop;
         }
@@ -395,86 +388,7 @@ impl<'a, 'i> Worker<'a, 'i> {
         self.overflow(cluster, weight);
         let expected = weight.min(self.max);
         if on_disk != expected {
-            self.differ(cluster, 1, on_disk, expected);
-        }
-    }
-
-    fn differ(&mut self, first: u64, count: u64, on_disk: u64, expected: u64) {
-        if on_disk > expected {
-            self.sum.leaks = self.sum.leaks.saturating_add(count);
-        } else {
-            self.sum.corruptions = self.sum.corruptions.saturating_add(count);
-        }
-        match &mut self.open {
-            Some(open)
-                if open.first + open.count == first
-                    && open.on_disk == on_disk
-                    && open.expected == expected =>
-            {
-                open.count += count;
-            }
-            _ => {
-                self.flush_difference();
-                self.open = Some(Difference {
-                    first,
-                    count,
-                    on_disk,
-                    expected,
-                });
-            }
-        }
-    }
-
-    fn behind(&mut self, base: u64, bits: u64) {
-        let count = u64::from(bits.count_ones());
-        let first = base + u64::from(bits.trailing_zeros());
-        match &mut self.behind {
-            Some((_, sum)) => *sum = sum.saturating_add(count),
-            None => self.behind = Some((first, count)),
-        }
-    }
-
-    fn flush_difference(&mut self) {
-        let Some(Difference {
-            first,
-            count,
-            on_disk,
-            expected,
-        }) = self.open.take()
-        else {
-            return;
-        };
-        let code = if on_disk == 0 {
-            Code::RefcountMissing
-        } else if on_disk < expected {
-            Code::RefcountLow
-        } else {
-            Code::Leak
-        };
-        let image = self.image;
-        self.found.add_with(code, count, || {
-            let bits = image.cluster_bits();
-            let place = Place::of(Structure::Cluster).at(first << bits, count << bits);
-            let detail = if count == 1 {
-                format!("refcount {on_disk}, references {expected}")
-            } else {
-                format!("{count} clusters: refcount {on_disk}, references {expected}")
-            };
-            (place, detail)
-        });
-    }
-
-    fn flush(&mut self) {
-        self.flush_difference();
-        if let Some((first, count)) = self.behind.take() {
-            let image = self.image;
-            self.found.add_with(Code::RefcountPastEnd, count, || {
-                let place = Place::of(Structure::File).at(first << image.cluster_bits(), 0);
-                (
-                    place,
-                    format!("{count} clusters from here on have refcounts"),
-                )
-            });
+            self.judge.differ(cluster, 1, on_disk, expected);
         }
     }
 }

@@ -1,0 +1,116 @@
+//! All references of an image, counted.
+
+use crate::blocks::Blocks;
+use crate::image::{Image, uncounted};
+use crate::load::Loaded;
+use crate::refmap::{RefMap, Sharing};
+use crate::walk::{self, L1Scan, Tally};
+use crate::{Code, Finding, Phase, Place, Run, Severity, Structure, bitmaps, blocks};
+
+/// What there is to compare with once all references are counted.
+pub(crate) struct Counted {
+    pub(crate) map: RefMap,
+    pub(crate) scan: L1Scan,
+    pub(crate) tally: Tally,
+    pub(crate) blocks: Blocks,
+    /// There are clusters whose owners may not share them.
+    pub(crate) conflicts: bool,
+    /// Nothing was met that could hide references.
+    pub(crate) complete: bool,
+}
+
+impl Counted {
+    /// The cluster behind the last one that may have references.
+    pub(crate) fn end(&self, image: &Image<'_>) -> u64 {
+        self.map.end().max(image.file_clusters())
+    }
+
+    /// Whether active COPIED flags may not fit the number of references.
+    pub(crate) fn are_flags_suspect(&self) -> bool {
+        self.tally.copied_suspect || self.conflicts || !self.scan.duplicates.is_empty()
+    }
+}
+
+/// Counts all references. `None` where that would take absurd memory; then there is a finding that says so.
+pub(crate) fn count(loaded: &Loaded<'_>, run: &Run<'_>) -> Option<Counted> {
+    let image = &loaded.image;
+    let mut map = RefMap::new(image.file_clusters());
+    count_metadata(image, &mut map, run);
+    bitmaps::count(image, &loaded.bitmaps, &mut map, run);
+
+    let scan = walk::scan(image, run);
+    if scan.scattered || map.is_scattered() {
+        return limited(run);
+    }
+    run.phase(Phase::References, scan.l1_entries << image.cluster_bits());
+    let walked = walk::walk(image, &scan, run);
+    map.merge(walked.map);
+    let tally = walked.tally;
+    {
+        let mut counts = run.counts();
+        counts.check_errors = counts
+            .check_errors
+            .saturating_add(tally.counts.check_errors);
+        counts.corruptions = counts.corruptions.saturating_add(tally.counts.corruptions);
+        counts.allocated_clusters = tally.counts.allocated_clusters;
+        counts.compressed_clusters = tally.counts.compressed_clusters;
+        counts.fragmented_clusters = tally.counts.fragmented_clusters;
+        counts.total_clusters = image.geometry.clusters_for(image.header.virtual_size());
+    }
+    if walked.scattered {
+        return limited(run);
+    }
+    let blocks = blocks::load(image, &mut map, run);
+    let conflicts = map.conflicts().next().is_some();
+    let complete = !conflicts
+        && loaded.defects.iter().all(|defect| !defect.is_refused())
+        && run.counts().corruptions == 0
+        && run.total_of(Severity::Error) == 0
+        && image.reader.failure().is_none()
+        && run.total(Code::BitmapsInvalid) == 0;
+    Some(Counted {
+        map,
+        scan,
+        tally,
+        blocks,
+        conflicts,
+        complete,
+    })
+}
+
+/// Ends a count that would take absurd memory.
+fn limited(run: &Run<'_>) -> Option<Counted> {
+    let place = Place::of(Structure::File);
+    let detail = "references are scattered so widely, or repeated so often, that they can't be kept in memory";
+    run.find(Finding::new(Code::CheckLimited, place, detail));
+    None
+}
+
+fn count_metadata(image: &Image<'_>, map: &mut RefMap, run: &Run<'_>) {
+    for range in &image.metadata {
+        let counted = image.count(
+            map,
+            range.offset,
+            range.len,
+            range.weight,
+            Sharing::Exclusive,
+        );
+        if let Some(code) = uncounted(counted) {
+            let detail = image.past_end(range.offset.saturating_add(range.len));
+            run.find(Finding::new(code, range.place(), detail).times(range.weight));
+        }
+    }
+}
+
+/// Whether a read failed that no finding tells of. Now there is one.
+pub(crate) fn hidden_failure(image: &Image<'_>, run: &Run<'_>) -> bool {
+    let Some((offset, error)) = image.reader.failure() else {
+        return false;
+    };
+    if run.total_of(Severity::Error) > 0 {
+        return false;
+    }
+    let place = Place::of(Structure::File).at(*offset, 0);
+    run.find(Finding::new(Code::ReadFailed, place, error.clone()));
+    true
+}

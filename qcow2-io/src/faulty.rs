@@ -5,6 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::selection::{Selection, place};
 use crate::storage::total_len;
 use crate::{
     Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags,
@@ -16,10 +17,7 @@ use crate::{
 /// change that.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    operation: Operation,
-    within: Option<Range<u64>>,
-    /// Matching requests to let pass first.
-    skip: u64,
+    selection: Selection,
     /// Failures left; `None` for no end.
     left: Option<u64>,
     kind: StorageErrorKind,
@@ -30,9 +28,7 @@ impl Fault {
     /// Lets the next `operation` fail.
     pub fn on(operation: Operation) -> Self {
         Self {
-            operation,
-            within: None,
-            skip: 0,
+            selection: Selection::of(operation),
             left: Some(1),
             kind: StorageErrorKind::Io,
             after_effect: false,
@@ -43,14 +39,14 @@ impl Fault {
     /// [`Len`](Operation::Len), [`SetLen`](Operation::SetLen)) then never match.
     #[must_use]
     pub fn within(mut self, range: Range<u64>) -> Self {
-        self.within = Some(range);
+        self.selection.within(range);
         self
     }
 
     /// Only the `nth` matching request, counted from 1, and those after it as far as [`times`](Self::times) allows.
     #[must_use]
     pub fn nth(mut self, nth: u64) -> Self {
-        self.skip = nth.saturating_sub(1);
+        self.selection.nth(nth);
         self
     }
 
@@ -82,21 +78,8 @@ impl Fault {
         self
     }
 
-    fn matches(&self, operation: Operation, place: Option<&Range<u64>>) -> bool {
-        self.operation == operation
-            && match (&self.within, place) {
-                (None, _) => true,
-                (Some(_), None) => false,
-                (Some(within), Some(place)) => place.start < within.end && within.start < place.end,
-            }
-    }
-
-    /// Whether this matching request is to fail; counts it.
+    /// Whether this request, which is meant, is to fail; counts it.
     fn strikes(&mut self) -> bool {
-        if self.skip > 0 {
-            self.skip = self.skip.saturating_sub(1);
-            return false;
-        }
         match &mut self.left {
             None => true,
             Some(0) => false,
@@ -195,17 +178,13 @@ impl Script {
         let count = self.counts.entry(operation).or_default();
         *count = count.saturating_add(1);
         for fault in &mut self.faults {
-            if fault.matches(operation, place) && fault.strikes() {
+            if fault.selection.picks(operation, place) && fault.strikes() {
                 self.struck = self.struck.saturating_add(1);
                 return Some(fault.clone());
             }
         }
         None
     }
-}
-
-fn place(offset: u64, len: u64) -> Range<u64> {
-    offset..offset.saturating_add(len)
 }
 
 impl<S: Storage> Storage for Faulty<S> {

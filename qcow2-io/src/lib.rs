@@ -1,10 +1,11 @@
 //! Where the bytes lie: the [`Storage`] trait, its backends and its wrappers.
 //!
 //! A storage is a flat, addressable, flushable range of bytes. [`File`] is a host file or block device, [`Memory`] and
-//! [`Null`] need no disk; [`Slice`], [`Faulty`] and [`Trace`] wrap any other. Nothing here knows what the bytes mean.
+//! [`Null`] need no disk; [`Slice`], [`Faulty`], [`Trace`] and [`Blocking`] wrap any other. Nothing here knows what the bytes mean.
 #![deny(unsafe_code)]
 
 mod batch;
+mod blocking;
 pub mod codec;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod conformance;
@@ -14,12 +15,14 @@ mod faulty;
 mod file;
 mod memory;
 mod null;
+mod selection;
 mod slice;
 mod storage;
 mod sys;
 mod trace;
 
 pub use batch::{Op, Request};
+pub use blocking::{Blocking, Pause, PauseHandle};
 pub use error::{Operation, Result, StorageError, StorageErrorKind};
 pub use extent::{Extent, ExtentKind};
 pub use faulty::{Fault, Faulty};

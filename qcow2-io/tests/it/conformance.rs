@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use qcow2_io::{Faulty, File, FileOptions, LockMode, Memory, Slice, Storage, Trace, conformance};
+use qcow2_io::{
+    Blocking, Faulty, File, FileOptions, LockMode, Memory, Slice, Storage, Trace, conformance,
+};
 
 fn temporary(options: &FileOptions) -> File {
     let dir = tempfile::tempdir().unwrap();
@@ -56,6 +58,11 @@ fn a_slice_past_the_end_of_its_storage_conforms() {
 #[test]
 fn a_faulty_storage_without_faults_conforms() {
     conformance::run(|| Box::new(Faulty::new(Memory::new())));
+}
+
+#[test]
+fn a_blocking_storage_without_pauses_conforms() {
+    conformance::run(|| Box::new(Blocking::new(Memory::new())));
 }
 
 #[test]

@@ -1,4 +1,39 @@
 //! The virtual disk: create, open, read and write qcow2 images.
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+mod batch;
+mod cache;
+mod compressed;
 pub mod create;
+mod cuts;
+mod error;
+mod extents;
+mod gate;
+mod image;
+mod l1;
+mod link;
+mod mapping;
+mod open;
+mod options;
+mod read;
+mod ready;
+mod recover;
+mod resize;
+mod stripes;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
+mod write;
+mod zero;
+
+pub use cache::CacheOptions;
+pub use error::ImageError;
+pub use image::Image;
+pub use options::ImageOptions;
+pub use qcow2_alloc::PassDiscard;
+pub use qcow2_cache::{Kinds, OverlapChecks, Rules, Template};
+pub use qcow2_check::chain::References;
+pub use resize::ResizeOptions;

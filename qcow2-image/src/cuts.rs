@@ -1,0 +1,110 @@
+//! Parts of requests whose bytes lie in several buffers.
+
+use std::io::{IoSlice, IoSliceMut};
+
+/// `len` bytes from `skip` on of what the buffers hold together.
+pub(crate) fn cut<'a>(bufs: &'a [IoSlice<'_>], skip: u64, len: u64) -> Vec<IoSlice<'a>> {
+    let mut parts = Vec::new();
+    let (mut skip, mut left) = (skip, len);
+    for buf in bufs {
+        if left == 0 {
+            break;
+        }
+        let have = buf.len() as u64;
+        if skip >= have {
+            skip -= have;
+            continue;
+        }
+        let take = left.min(have - skip);
+        if let Some(part) = index(skip)
+            .zip(index(skip + take))
+            .and_then(|(a, b)| buf.get(a..b))
+        {
+            parts.push(IoSlice::new(part));
+        }
+        left -= take;
+        skip = 0;
+    }
+    parts
+}
+
+/// As [`cut`], for buffers that are to be filled.
+pub(crate) fn cut_mut<'a>(
+    bufs: &'a mut [IoSliceMut<'_>],
+    skip: u64,
+    len: u64,
+) -> Vec<IoSliceMut<'a>> {
+    let mut parts = Vec::new();
+    let (mut skip, mut left) = (skip, len);
+    for buf in bufs {
+        if left == 0 {
+            break;
+        }
+        let have = buf.len() as u64;
+        if skip >= have {
+            skip -= have;
+            continue;
+        }
+        let take = left.min(have - skip);
+        if let Some(part) = index(skip)
+            .zip(index(skip + take))
+            .and_then(|(a, b)| buf.get_mut(a..b))
+        {
+            parts.push(IoSliceMut::new(part));
+        }
+        left -= take;
+        skip = 0;
+    }
+    parts
+}
+
+/// Copies `bytes` to where the buffers hold the bytes from `skip` on.
+pub(crate) fn fill_from(bufs: &mut [IoSliceMut<'_>], skip: u64, bytes: &[u8]) {
+    let mut rest = bytes;
+    for part in &mut cut_mut(bufs, skip, bytes.len() as u64) {
+        let (now, later) = rest.split_at_checked(part.len()).unwrap_or((rest, &[]));
+        part.copy_from_slice(now);
+        rest = later;
+    }
+}
+
+/// Zeroes `len` bytes from `skip` on.
+pub(crate) fn zero(bufs: &mut [IoSliceMut<'_>], skip: u64, len: u64) {
+    for part in &mut cut_mut(bufs, skip, len) {
+        part.fill(0);
+    }
+}
+
+fn index(bytes: u64) -> Option<usize> {
+    usize::try_from(bytes).ok()
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cross_buffers_and_skip_empty_ones() {
+        let bufs = [&b"abc"[..], b"", b"defg", b"h"].map(IoSlice::new);
+        let joined = |skip, len| -> Vec<u8> {
+            cut(&bufs, skip, len)
+                .iter()
+                .flat_map(|part| part.to_vec())
+                .collect()
+        };
+        assert_eq!(joined(0, 8), b"abcdefgh");
+        assert_eq!(joined(2, 3), b"cde");
+        assert_eq!(joined(3, 4), b"defg");
+        assert_eq!(joined(7, 1), b"h");
+        assert_eq!(joined(4, 0), b"");
+    }
+
+    #[test]
+    fn filling_reaches_the_right_bytes() {
+        let (mut a, mut b) = ([b'.'; 3], [b'.'; 4]);
+        let mut bufs = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
+        fill_from(&mut bufs, 2, b"xyz");
+        zero(&mut bufs, 0, 1);
+        assert_eq!((&a, &b), (b"\0.x", b"yz.."));
+    }
+}

@@ -1,0 +1,185 @@
+//! Why an image can't be opened or used.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use qcow2_alloc::AllocError;
+use qcow2_cache::MetadataError;
+use qcow2_check::chain::Unresolved;
+use qcow2_format::header::CryptMethod;
+use qcow2_format::{GuestOffset, HeaderError, HostOffset, SnapshotError};
+use qcow2_io::codec::CodecError;
+use qcow2_io::{Operation, StorageError, StorageErrorKind};
+use thiserror::Error;
+
+/// A failed operation on an image.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The storage of the image, its data file or its backing file failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Metadata can't be read or written, or is corrupt.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// No cluster can be had.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// The header can't be used.
+    #[error("the header is refused")]
+    Header(#[from] HeaderError),
+    /// The image is marked as corrupt, and was to be opened for writing.
+    #[error("the image is marked as corrupt; it can be opened read-only, or repaired")]
+    MarkedCorrupt,
+    /// Guest data is encrypted.
+    #[error("the image is encrypted ({method:?}); it is never opened as plain data")]
+    Encrypted {
+        /// How.
+        method: CryptMethod,
+    },
+    /// A name in the image leads nowhere.
+    #[error("the {what} can't be opened")]
+    Reference {
+        /// What is named: backing file or data file.
+        what: &'static str,
+        /// Why.
+        source: Unresolved,
+    },
+    /// A file that the image names can't be opened.
+    #[error("the {what} {path:?} can't be opened")]
+    Referenced {
+        /// What is named: backing file or data file.
+        what: &'static str,
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        source: Box<ImageError>,
+    },
+    /// A backing file is in its own chain.
+    #[error("the backing file {path:?} is part of the chain already")]
+    Loop {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The chain has too many layers.
+    #[error("the chain has more than {max} layers")]
+    Deep {
+        /// Layers allowed.
+        max: usize,
+    },
+    /// The backing file's format is none of those known.
+    #[error("the backing file has the unknown format {format:?}")]
+    BackingFormat {
+        /// Its name, what is not UTF-8 replaced.
+        format: String,
+    },
+    /// The image keeps guest data in a file of its own, and does not name it.
+    #[error("the image keeps its data in another file but does not name it; it must be given")]
+    NoDataFile,
+    /// A data file was given for an image that has none.
+    #[error("a data file was given, but the image has none")]
+    NeedlessDataFile,
+    /// The snapshot table can't be used.
+    #[error("the snapshot table is refused")]
+    Snapshots(#[from] SnapshotError),
+    /// The refcounts of an image that was not closed can't be put right, since more than those is wrong.
+    #[error("the image was not closed, and its refcounts can't be recovered: {detail}")]
+    Unrecoverable {
+        /// What else is wrong.
+        detail: String,
+    },
+    /// Compressed data can't be read.
+    #[error("the compressed cluster at guest offset {guest} can't be read")]
+    Compressed {
+        /// First byte of the cluster.
+        guest: GuestOffset,
+        /// Why.
+        source: CodecError,
+    },
+    /// The request reaches beyond the end of the disk.
+    #[error("a request of {len} bytes at {offset} reaches beyond the disk's {size} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: GuestOffset,
+        /// Bytes.
+        len: u64,
+        /// Size of the disk in bytes.
+        size: u64,
+    },
+    /// The operation is not possible with this image, or was switched off.
+    #[error("{what}")]
+    Unsupported {
+        /// What is not possible, and why.
+        what: &'static str,
+    },
+    /// A value that an option does not take.
+    #[error("{option} can't be {value}: {why}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// What was asked for.
+        value: String,
+        /// What is allowed.
+        why: String,
+    },
+    /// The image has so many snapshots or tables of them that not even their list can be kept.
+    #[error("{what} at {offset} is refused: {detail}")]
+    Refused {
+        /// Which structure.
+        what: &'static str,
+        /// Where it lies in the file.
+        offset: HostOffset,
+        /// Why.
+        detail: String,
+    },
+}
+
+impl ImageError {
+    /// Why it failed, coarse.
+    pub fn kind(&self) -> StorageErrorKind {
+        match self {
+            Self::Storage(error)
+            | Self::Metadata(MetadataError::Storage(error))
+            | Self::Alloc(AllocError::Metadata(MetadataError::Storage(error))) => error.kind(),
+            Self::Metadata(error) | Self::Alloc(AllocError::Metadata(error)) => match error {
+                MetadataError::ReadOnly => StorageErrorKind::ReadOnly,
+                _ => StorageErrorKind::Io,
+            },
+            Self::Alloc(
+                AllocError::FileTooLarge { .. } | AllocError::RefcountTableTooLarge { .. },
+            )
+            | Self::OutOfRange { .. } => StorageErrorKind::OutOfRange,
+            Self::Alloc(_) | Self::Compressed { .. } => StorageErrorKind::Io,
+            Self::Unsupported { .. } | Self::Encrypted { .. } => StorageErrorKind::Unsupported,
+            Self::Referenced { source, .. } => source.kind(),
+            _ => StorageErrorKind::Invalid,
+        }
+    }
+
+    /// The same as an error of a storage, for a request at a place of the virtual disk.
+    #[cold]
+    pub(crate) fn into_storage_error(
+        self,
+        operation: Operation,
+        offset: u64,
+        len: u64,
+    ) -> StorageError {
+        match self {
+            Self::Storage(error)
+            | Self::Metadata(MetadataError::Storage(error))
+            | Self::Alloc(AllocError::Metadata(MetadataError::Storage(error))) => error,
+            error => {
+                let mut detail = error.to_string();
+                let mut source = error.source();
+                while let Some(cause) = source {
+                    detail.push_str(": ");
+                    detail.push_str(&cause.to_string());
+                    source = cause.source();
+                }
+                StorageError::new(operation, error.kind())
+                    .at(offset, len)
+                    .with_detail(detail)
+            }
+        }
+    }
+}

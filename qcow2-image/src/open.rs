@@ -1,0 +1,261 @@
+//! Opening: all reasons to refuse come before the first write.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qcow2_alloc::Allocator;
+use qcow2_cache::sync::Mutex;
+use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64};
+use qcow2_cache::{Metadata, MetadataOptions};
+use qcow2_check::chain::{MAX_LAYERS, References, Resolver};
+use qcow2_format::Header;
+use qcow2_format::header::{CryptMethod, Version};
+use qcow2_format::raw;
+use qcow2_io::{File, FileIdentity, FileOptions, Storage};
+
+use crate::cache::CacheSizes;
+use crate::compressed::Unpacked;
+use crate::gate::Gate;
+use crate::l1::L1Table;
+use crate::options::Backing;
+use crate::stripes::Stripes;
+use crate::{Image, ImageError, ImageOptions};
+
+/// What is known of the chain so far.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    resolver: Resolver,
+    seen: Vec<FileIdentity>,
+}
+
+impl Context {
+    pub(crate) fn new(options: &ImageOptions, identity: Option<FileIdentity>) -> Self {
+        let resolver = match &options.path {
+            Some(path) => Resolver::new(options.references.clone(), path),
+            // Relative to what? Without a place no name means anything.
+            None => Resolver::new(References::Deny, Path::new("")),
+        };
+        Self {
+            resolver,
+            seen: identity.into_iter().collect(),
+        }
+    }
+
+    /// The same chain, one layer down.
+    fn below(&self, path: &Path, file: &File) -> Result<Self, ImageError> {
+        if self.seen.contains(&file.identity()) {
+            return Err(ImageError::Loop {
+                path: path.to_owned(),
+            });
+        }
+        if self.seen.len() + 1 >= MAX_LAYERS {
+            return Err(ImageError::Deep { max: MAX_LAYERS });
+        }
+        let mut below = self.clone();
+        below.seen.push(file.identity());
+        Ok(below)
+    }
+}
+
+/// Reads and proves the first cluster.
+fn read_header(storage: &dyn Storage) -> Result<Header, ImageError> {
+    let mut prefix = [0; raw::Header::LEN as usize];
+    storage.read_at(&mut prefix, 0)?;
+    let mut cluster = vec![0; Header::probe(&prefix)?];
+    storage.read_at(&mut cluster, 0)?;
+    Ok(Header::decode(&cluster)?)
+}
+
+impl Image {
+    pub(crate) fn open_in(
+        options: &ImageOptions,
+        storage: Arc<dyn Storage>,
+        context: Context,
+    ) -> Result<Self, ImageError> {
+        let header = read_header(&*storage)?;
+        refuse(&header, options)?;
+        let sizes = CacheSizes::new(&options.cache, header.geometry, header.virtual_size())?;
+        // At most 32 MiB, which decoding has made sure of.
+        let l1_bytes = usize::try_from(u64::from(header.l1_entries) * 8).unwrap_or(0);
+        let mut bytes = vec![0; l1_bytes];
+        storage.read_at(&mut bytes, header.l1_table_offset.get())?;
+        let l1 = L1Table::new(&bytes);
+        drop(bytes);
+
+        let path = options.path.clone();
+        let data = open_data_file(options, &header, &context)?;
+        let backing = open_backing(options, &header, context, path.as_deref())?;
+
+        let lazy_refcounts = options
+            .lazy_refcounts
+            .unwrap_or(header.compatible.lazy_refcounts());
+        let index = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let meta = Arc::new(Metadata::new(
+            storage,
+            data,
+            header.clone(),
+            &MetadataOptions {
+                read_only: options.read_only,
+                lazy_refcounts,
+                overlap_checks: options.overlap_checks,
+                l2_slice_bytes: index(sizes.l2_slice_bytes),
+                l2_slices: index(sizes.l2_slices),
+                refcount_slice_bytes: index(sizes.refcount_slice_bytes),
+                refcount_slices: index(sizes.refcount_slices),
+                rules: options.rules,
+            },
+        ));
+        let alloc = if options.read_only {
+            None
+        } else {
+            Some(Allocator::open(Arc::clone(&meta), options.pass_discard)?)
+        };
+        let image = Self {
+            geometry: header.geometry,
+            rules: header.entry_rules(),
+            raw_data: header.autoclear.raw_external_data(),
+            compression: header.compression_type,
+            size: AtomicU64::new(header.virtual_size()),
+            meta,
+            alloc,
+            l1,
+            backing,
+            gate: Gate::new(),
+            stripes: Stripes::new(),
+            tables: Stripes::new(),
+            unpacked: Unpacked::new(),
+            discard: options.discard,
+            discard_no_unref: options.discard_no_unref,
+            pass_request: options.pass_discard.request,
+            clean_interval: sizes.clean_interval,
+            cleaned: Mutex::default(),
+            ready: AtomicBool::new(false),
+            getting_ready: Mutex::new(()),
+            closed: AtomicBool::new(false),
+        };
+        if !options.read_only {
+            image.begin_writing(&header)?;
+        }
+        Ok(image)
+    }
+}
+
+fn refuse(header: &Header, options: &ImageOptions) -> Result<(), ImageError> {
+    if header.crypt_method != CryptMethod::None {
+        return Err(ImageError::Encrypted {
+            method: header.crypt_method,
+        });
+    }
+    if header.incompatible.corrupt() && !options.read_only {
+        return Err(ImageError::MarkedCorrupt);
+    }
+    let version2 = header.version == Version::V2;
+    if version2 && options.lazy_refcounts == Some(true) {
+        return Err(ImageError::Unsupported {
+            what: "an image of version 2 can't have lazy refcounts",
+        });
+    }
+    if version2 && options.discard_no_unref {
+        return Err(ImageError::Unsupported {
+            what: "an image of version 2 can't keep discarded clusters in place",
+        });
+    }
+    if header.autoclear.raw_external_data() && !header.incompatible.external_data() {
+        return Err(ImageError::Unsupported {
+            what: "the image says that its data file is raw, but has none",
+        });
+    }
+    Ok(())
+}
+
+fn open_data_file(
+    options: &ImageOptions,
+    header: &Header,
+    context: &Context,
+) -> Result<Option<Arc<dyn Storage>>, ImageError> {
+    const WHAT: &str = "data file";
+    if !header.incompatible.external_data() {
+        return match options.data_file {
+            Some(_) => Err(ImageError::NeedlessDataFile),
+            None => Ok(None),
+        };
+    }
+    if let Some(storage) = &options.data_file {
+        return Ok(Some(Arc::clone(storage)));
+    }
+    let name = header.data_file_name().ok_or(ImageError::NoDataFile)?;
+    let image = options.path.clone().unwrap_or_default();
+    let found = context
+        .resolver
+        .data_file(&image, name)
+        .map_err(|source| ImageError::Reference { what: WHAT, source })?;
+    let file = FileOptions::new()
+        .write(!options.read_only)
+        .open(&found.canonical)
+        .map_err(|error| referenced(WHAT, found.path.clone(), error.into()))?;
+    if context.seen.contains(&file.identity()) {
+        return Err(referenced(
+            WHAT,
+            found.path.clone(),
+            ImageError::Loop { path: found.path },
+        ));
+    }
+    Ok(Some(Arc::new(file)))
+}
+
+fn open_backing(
+    options: &ImageOptions,
+    header: &Header,
+    mut context: Context,
+    path: Option<&Path>,
+) -> Result<Option<Arc<dyn Storage>>, ImageError> {
+    const WHAT: &str = "backing file";
+    let name = match (&options.backing, &header.backing_name) {
+        (Backing::Given(storage), _) => return Ok(Some(Arc::clone(storage))),
+        (Backing::None, _) | (_, None) => return Ok(None),
+        (Backing::Named, Some(name)) => name,
+    };
+    let found = context
+        .resolver
+        .backing_file(path.unwrap_or(Path::new("")), name)
+        .map_err(|source| ImageError::Reference { what: WHAT, source })?;
+    let wrap = |error| referenced(WHAT, found.path.clone(), error);
+    let file = FileOptions::new()
+        .open(&found.canonical)
+        .map_err(|error| wrap(error.into()))?;
+    context = context.below(&found.path, &file)?;
+    let is_qcow2 = match header.backing_format() {
+        Some(b"raw") => false,
+        Some(b"qcow2") => true,
+        Some(other) => {
+            return Err(ImageError::BackingFormat {
+                format: String::from_utf8_lossy(other).into_owned(),
+            });
+        }
+        None => {
+            // Whoever wrote the content of a raw disk could have made it look like an image that names other files.
+            context.resolver = Resolver::new(References::Deny, &found.path);
+            let mut magic = [0; 4];
+            file.read_at(&mut magic, 0)
+                .map_err(|error| wrap(error.into()))?;
+            magic == raw::Header::MAGIC
+        }
+    };
+    if !is_qcow2 {
+        return Ok(Some(Arc::new(file)));
+    }
+    let below = ImageOptions {
+        path: Some(found.path.clone()),
+        ..ImageOptions::default().read_only(true).cache(options.cache)
+    };
+    let image = Image::open_in(&below, Arc::new(file), context).map_err(wrap)?;
+    Ok(Some(Arc::new(image)))
+}
+
+fn referenced(what: &'static str, path: PathBuf, source: ImageError) -> ImageError {
+    ImageError::Referenced {
+        what,
+        path,
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,185 @@
+//! How an image is to be opened.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qcow2_alloc::PassDiscard;
+use qcow2_cache::{OverlapChecks, Rules};
+use qcow2_check::chain::References;
+use qcow2_io::{File, FileIdentity, FileOptions, Storage};
+
+use crate::open::Context;
+use crate::{CacheOptions, Image, ImageError};
+
+/// How an image is to be opened: a builder.
+///
+/// Unless told otherwise it is opened for reading and writing, follows no reference, and tests each write against all
+/// metadata.
+#[derive(Clone, Debug)]
+#[must_use = "it opens nothing by itself"]
+pub struct ImageOptions {
+    pub(crate) read_only: bool,
+    pub(crate) cache: CacheOptions,
+    pub(crate) references: References,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) backing: Backing,
+    pub(crate) data_file: Option<Arc<dyn Storage>>,
+    pub(crate) lazy_refcounts: Option<bool>,
+    pub(crate) overlap_checks: OverlapChecks,
+    pub(crate) discard: bool,
+    pub(crate) pass_discard: PassDiscard,
+    pub(crate) discard_no_unref: bool,
+    pub(crate) rules: Rules,
+}
+
+/// Where what an image does not have itself comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Backing {
+    /// From the file that it names.
+    Named,
+    /// From this.
+    Given(Arc<dyn Storage>),
+    /// From nowhere: it reads as zeros.
+    None,
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            cache: CacheOptions::default(),
+            references: References::Deny,
+            path: None,
+            backing: Backing::Named,
+            data_file: None,
+            lazy_refcounts: None,
+            overlap_checks: OverlapChecks::default(),
+            discard: true,
+            pass_discard: PassDiscard::default(),
+            discard_no_unref: false,
+            rules: Rules::ALL,
+        }
+    }
+}
+
+impl ImageOptions {
+    /// Opens for reading only: nothing is written, not even to recover an image that was not closed.
+    pub fn read_only(mut self, on: bool) -> Self {
+        self.read_only = on;
+        self
+    }
+
+    /// How much metadata is kept in memory.
+    pub fn cache(mut self, cache: CacheOptions) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Which files named by the image, and by its backing files, may be opened. The default is none: an image that names
+    /// one is refused then, unless the file is [given](Self::backing).
+    pub fn references(mut self, references: References) -> Self {
+        self.references = references;
+        self
+    }
+
+    /// Where the image lies: names in it are resolved from its directory. [`open_path`](Self::open_path) sets it.
+    pub fn path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.path = Some(path.into());
+        self
+    }
+
+    /// Uses this storage, the guest's view of a disk, instead of the backing file that the image names.
+    pub fn backing(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.backing = Backing::Given(storage);
+        self
+    }
+
+    /// Uses no backing file: what the image does not have itself reads as zeros.
+    pub fn no_backing(mut self) -> Self {
+        self.backing = Backing::None;
+        self
+    }
+
+    /// Uses this storage as external data file, whatever the image names.
+    pub fn data_file(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.data_file = Some(storage);
+        self
+    }
+
+    /// Whether refcounts are written at the end only; if not set, as the image says. Version 2 can't.
+    pub fn lazy_refcounts(mut self, on: bool) -> Self {
+        self.lazy_refcounts = Some(on);
+        self
+    }
+
+    /// Which metadata each write is tested against. The default is all.
+    pub fn overlap_checks(mut self, checks: OverlapChecks) -> Self {
+        self.overlap_checks = checks;
+        self
+    }
+
+    /// Whether discards, and permission to unmap in zero writes, have an effect. The default is that they have; off,
+    /// discards are refused as unsupported.
+    pub fn discard(mut self, on: bool) -> Self {
+        self.discard = on;
+        self
+    }
+
+    /// For which reasons freed clusters are punched out of the image file.
+    pub fn pass_discard(mut self, pass_discard: PassDiscard) -> Self {
+        self.pass_discard = pass_discard;
+        self
+    }
+
+    /// Whether discarded clusters stay where they are, marked as zeros, so that the file does not get fragmented. Version 2
+    /// can't.
+    pub fn discard_no_unref(mut self, on: bool) -> Self {
+        self.discard_no_unref = on;
+        self
+    }
+
+    /// Breaks rules of crash safety, for tests that must notice.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Opens the image in a storage.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the image unfit or a reference of it; nothing has been written then.
+    pub fn open(self, storage: Arc<dyn Storage>) -> Result<Image, ImageError> {
+        let context = Context::new(&self, None);
+        Image::open_in(&self, storage, context)
+    }
+
+    /// Opens the image in a file, with the locks that keep QEMU and others out.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and when the file can't be opened or another program uses it.
+    pub fn open_path(mut self, path: impl AsRef<Path>) -> Result<Image, ImageError> {
+        let file = FileOptions::new()
+            .write(!self.read_only)
+            .open(path.as_ref())?;
+        self.path = Some(path.as_ref().to_owned());
+        self.open_file(file)
+    }
+
+    /// Opens the image in a file that is open already. The file knows what it is, so that a chain that leads back to it is
+    /// noticed.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_file(mut self, file: File) -> Result<Image, ImageError> {
+        let identity: FileIdentity = file.identity();
+        if self.path.is_none() {
+            self.path = file.path().map(Path::to_owned);
+        }
+        let context = Context::new(&self, Some(identity));
+        Image::open_in(&self, Arc::new(file), context)
+    }
+}

@@ -1,0 +1,90 @@
+//! Reading.
+
+use std::io::IoSliceMut;
+
+use qcow2_io::Storage as _;
+
+use crate::cuts::{cut_mut, fill_from, zero};
+use crate::mapping::Source;
+use crate::{Image, ImageError};
+
+impl Image {
+    /// Fills the buffers, `len` bytes in all, from `offset` on; zeros behind the end of the disk.
+    pub(crate) fn read(
+        &self,
+        bufs: &mut [IoSliceMut<'_>],
+        offset: u64,
+        len: u64,
+    ) -> Result<(), ImageError> {
+        let _pass = self.gate.enter();
+        let inside = self.virtual_size().saturating_sub(offset).min(len);
+        if inside < len {
+            if offset
+                .checked_add(len)
+                .is_none_or(|end| end > qcow2_io::MAX_LEN)
+            {
+                self.check_range(offset, len)?;
+            }
+            zero(bufs, inside, len - inside);
+        }
+        self.read_guest(bufs, offset, inside)
+    }
+
+    /// As [`read`](Self::read), for one buffer: nearly all reads are one piece of one cluster.
+    #[inline]
+    pub(crate) fn read_one(&self, buf: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        let len = buf.len() as u64;
+        if len > 0 && self.check_range(offset, len).is_ok() {
+            let _pass = self.gate.enter();
+            if let (Source::Data(host), run) = self.source(offset, len)?
+                && run == len
+            {
+                return Ok(self.meta.data().read_at(buf, host.get())?);
+            }
+        }
+        self.read(&mut [IoSliceMut::new(buf)], offset, len)
+    }
+
+    /// Reads the guest's view. The caller has a pass or has closed the gate.
+    pub(crate) fn read_guest(
+        &self,
+        bufs: &mut [IoSliceMut<'_>],
+        offset: u64,
+        len: u64,
+    ) -> Result<(), ImageError> {
+        let mut done = 0;
+        while done < len {
+            let guest = offset + done;
+            let (source, run) = self.source(guest, len - done)?;
+            match source {
+                Source::Zero(_) => zero(bufs, done, run),
+                Source::Data(host) => {
+                    let data = self.meta.data();
+                    data.read_vectored_at(&mut cut_mut(bufs, done, run), host.get())?;
+                }
+                Source::Below => {
+                    if let Some(backing) = &self.backing {
+                        backing.read_vectored_at(&mut cut_mut(bufs, done, run), guest)?;
+                    }
+                }
+                Source::Compressed(extent) => {
+                    let cluster = self.unpack(guest, extent)?;
+                    let start = usize::try_from(self.in_cluster(guest)).unwrap_or(usize::MAX);
+                    let end = start.saturating_add(usize::try_from(run).unwrap_or(usize::MAX));
+                    fill_from(bufs, done, cluster.get(start..end).unwrap_or_default());
+                }
+            }
+            done += run;
+        }
+        Ok(())
+    }
+
+    /// The guest's view of `len` bytes at `offset`.
+    pub(crate) fn view(&self, offset: u64, len: u64) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        // Behind the end of the disk is nothing, though a longer backing file has bytes there.
+        let inside = self.virtual_size().saturating_sub(offset).min(len);
+        self.read_guest(&mut [IoSliceMut::new(&mut bytes)], offset, inside)?;
+        Ok(bytes)
+    }
+}

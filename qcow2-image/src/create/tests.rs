@@ -233,6 +233,27 @@ fn no_write_is_longer_than_a_chunk_or_a_cluster() {
 }
 
 #[test]
+fn refcount_blocks_count_themselves_however_many_there_are() {
+    for (cluster_size, refcount_bits, size, preallocation) in [
+        (512, 64, 128 << 30, Preallocation::Off),
+        (512, 64, 50 << 20, Preallocation::Metadata),
+        (512, 1, 50 << 20, Preallocation::Metadata),
+        (4096, 64, 1 << 30, Preallocation::Metadata),
+    ] {
+        let image = Memory::new();
+        let options = CreateOptions::new(size)
+            .cluster_size(cluster_size)
+            .refcount_bits(refcount_bits)
+            .preallocation(preallocation);
+        let layout = plan::Plan::new(&options).unwrap().layout;
+        assert!(layout.refcount_blocks() > 1);
+        assert_eq!(layout.refcount_table_clusters() > 1, refcount_bits == 64);
+        write_image(&image, None, &options).unwrap();
+        assert_eq!(verdict(&image), Verdict::Sound, "{options:?}");
+    }
+}
+
+#[test]
 fn the_layout_of_a_huge_preallocated_disk_is_found_without_writing_it() {
     let geometry = qcow2_format::Geometry::new(16, 4, false).unwrap();
     let layout = Layout::new(geometry, 1 << 50, Preallocation::Metadata, false).unwrap();

@@ -1,6 +1,6 @@
 //! Writing what was planned.
 
-use qcow2_format::{L1Entry, L2Entry, RefcountTableEntry, set_refcount};
+use qcow2_format::{HostOffset, L1Entry, L2Entry, RefcountTableEntry, set_refcount};
 use qcow2_io::{Result as StorageResult, Storage, ZeroFlags};
 
 use super::layout::Layout;
@@ -170,26 +170,26 @@ fn write_l1_table(image: &Target<'_>, layout: &Layout) -> StorageResult<()> {
 fn write_l2_tables(image: &Target<'_>, layout: &Layout, zeros_between: bool) -> StorageResult<()> {
     let geometry = layout.geometry();
     let zeros = if zeros_between { zeros() } else { Vec::new() };
-    let mut table = Vec::with_capacity(geometry.cluster_len());
+    let mut table = vec![0; geometry.cluster_len()];
+    let entry_len = if geometry.extended_l2() { 16 } else { 8 };
     for index in 0..layout.l2_tables() {
         let clusters = layout.guest_clusters_of(index);
-        table.clear();
-        for cluster in clusters.clone() {
+        let first = layout.data(clusters.start).get();
+        table.fill(0);
+        for (slot, number) in table.chunks_exact_mut(entry_len).zip(clusters.clone()) {
+            let place = first + ((number - clusters.start) << geometry.cluster_bits());
             // With extended entries no subcluster is in use yet: they read from below.
-            let entry = L2Entry::normal(layout.data(cluster), true, 0);
-            table.extend(entry.word().to_be_bytes());
-            if geometry.extended_l2() {
-                table.extend(entry.bitmap().to_be_bytes());
+            let entry = L2Entry::normal(HostOffset::new(place), true, 0);
+            if let Some(word) = slot.first_chunk_mut() {
+                *word = entry.word().to_be_bytes();
             }
         }
-        table.resize(geometry.cluster_len(), 0);
         image
             .storage
             .write_at(&table, layout.l2_table(index).get())?;
         if zeros_between {
-            let start = layout.data(clusters.start).get();
             let len = (clusters.end - clusters.start) << geometry.cluster_bits();
-            image.write_zero_bytes(start..start + len, &zeros)?;
+            image.write_zero_bytes(first..first + len, &zeros)?;
         }
     }
     Ok(())

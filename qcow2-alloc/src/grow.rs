@@ -36,6 +36,17 @@ impl Allocator {
 
     /// Makes the block numbered `block` in the cluster `at`, which it describes itself. All clusters it describes are free.
     fn make_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
+        self.install_block(state, block, at)?;
+        if let Err(error) = self.store(state, at, 1) {
+            self.remove_block(state, block, at);
+            return Err(error);
+        }
+        state.note_taken(self.meta.geometry(), at, 1);
+        Ok(())
+    }
+
+    /// Writes an empty block and enters it in the table.
+    fn install_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
         let geometry = self.meta.geometry();
         let offset = HostOffset::new(at << geometry.cluster_bits());
         let kinds = self.meta.overlap().kinds(HostCluster::new(at));
@@ -55,22 +66,25 @@ impl Allocator {
             .overlap()
             .add(offset, size, Kinds::REFCOUNT_BLOCK)?;
         let entry = RefcountTableEntry::from_bits(offset.get());
-        let Some(slot) = state.table.get_mut(block) else {
-            return Ok(());
-        };
-        *slot = entry;
-        if let Err(error) = self.store(state, at, 1) {
-            if let Some(slot) = state.table.get_mut(block) {
-                *slot = RefcountTableEntry::default();
-            }
-            self.meta
-                .overlap()
-                .remove(offset, size, Kinds::REFCOUNT_BLOCK);
-            return Err(error);
+        if let Some(slot) = state.table.get_mut(block) {
+            *slot = entry;
         }
-        state.note_taken(geometry, at, 1);
         self.meta.change_refcount_table(block as u64, entry.bits());
         Ok(())
+    }
+
+    /// Takes back what [`install_block`](Self::install_block) did.
+    fn remove_block(&self, state: &mut State, block: usize, at: u64) {
+        let geometry = self.meta.geometry();
+        let offset = HostOffset::new(at << geometry.cluster_bits());
+        if let Some(slot) = state.table.get_mut(block) {
+            *slot = RefcountTableEntry::default();
+        }
+        self.meta.change_refcount_table(block as u64, 0);
+        let size = geometry.cluster_size();
+        self.meta
+            .overlap()
+            .remove(offset, size, Kinds::REFCOUNT_BLOCK);
     }
 
     /// Moves the refcount table to where it has room for an entry numbered `block` and more. The new one lies, with the
@@ -79,14 +93,16 @@ impl Allocator {
         let geometry = self.meta.geometry();
         let per_block = geometry.refcounts_per_block();
         let cluster_size = geometry.cluster_size();
-        let first_new = state.table.len();
-        let start = first_new as u64 * per_block;
+        let old_entries = state.table.len() as u64;
+        // Behind all that the file has, too: what no block describes is not always free in an image that is being recovered.
+        let first_new = old_entries.max(state.tail.div_ceil(per_block));
+        let start = first_new * per_block;
 
         // As many blocks as it takes to describe themselves and the table that lists them; each round needs at least as many.
-        let wanted = (block as u64 + 1).max(first_new as u64 * 3 / 2);
+        let wanted = (block as u64 + 1).max(old_entries * 3 / 2);
         let mut blocks = 1;
         let (entries, table_clusters) = loop {
-            let entries = wanted.max(first_new as u64 + blocks);
+            let entries = wanted.max(first_new + blocks);
             let table_clusters = (entries * 8).div_ceil(cluster_size);
             let needed = (blocks + table_clusters).div_ceil(per_block);
             if needed <= blocks {
@@ -114,7 +130,7 @@ impl Allocator {
         self.meta.write_refcounts()?;
         let mut table = state.table.clone();
         table.resize(
-            usize::try_from(entries).unwrap_or(first_new),
+            usize::try_from(entries).unwrap_or(usize::MAX),
             RefcountTableEntry::default(),
         );
         for number in 0..blocks {
@@ -127,9 +143,7 @@ impl Allocator {
             let place = at(start + number);
             self.meta.refcounts().forget(place, cluster_size);
             self.meta.write(Kinds::REFCOUNT_BLOCK, place, &content)?;
-            let index = usize::try_from(number)
-                .unwrap_or(usize::MAX)
-                .saturating_add(first_new);
+            let index = usize::try_from(first_new + number).unwrap_or(usize::MAX);
             if let Some(entry) = table.get_mut(index) {
                 *entry = RefcountTableEntry::from_bits(place.get());
             }
@@ -161,6 +175,39 @@ impl Allocator {
             old_len.div_ceil(cluster_size),
             crate::Reason::Other,
         );
+        Ok(())
+    }
+
+    /// Makes the refcount blocks that are missing for the clusters below `end`, in clusters from `end` on, where nothing is.
+    /// For an image whose refcounts are about to be set: that a cluster has no refcount does not mean that it is free.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't grow or be written.
+    pub fn cover(&self, end: HostCluster) -> Result<(), AllocError> {
+        self.meta.check_writable()?;
+        let geometry = self.meta.geometry();
+        let mut state = self.lock();
+        state.tail = state.tail.max(end.get());
+        state.virgin = state.virgin.max(end.get());
+        let Some(last) = end.get().checked_sub(1) else {
+            return Ok(());
+        };
+        let (last_block, _) = State::locate(geometry, last);
+        if last_block >= state.table.len() {
+            self.grow_table(&mut state, last_block)?;
+        }
+        for block in 0..=last_block {
+            if state.block(block).is_some() {
+                continue;
+            }
+            let at = state.tail;
+            self.install_block(&mut state, block, at)?;
+            // Only now that the block is there can its own cluster be described, perhaps by itself.
+            self.make_blocks(&mut state, at, 1)?;
+            self.store(&state, at, 1)?;
+            state.note_taken(geometry, at, 1);
+        }
         Ok(())
     }
 

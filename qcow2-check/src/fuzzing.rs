@@ -51,13 +51,14 @@ pub fn image(data: &[u8]) {
     if let Ok(found) = owners(&storage, HostOffset::new(offset), &one) {
         assert!(found.owners.len() <= 64);
     }
-    // Threads take longer to start than most inputs to check: some inputs do. Where a check is cut off depends on threads.
     let sum = content
         .iter()
         .fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    // What takes as long again as most inputs, some inputs do.
     if sum % 4 == 0 {
         recounted(&storage, &one, &report);
     }
+    // So it is with starting threads. Where a check is cut off depends on them.
     if sum % 16 == 0 && report.total(crate::Code::CheckLimited) == 0 {
         let again = audit(&storage, &Options { threads: 2, ..one });
         assert_eq!(report.counts, again.counts, "counts depend on threads");

@@ -13,8 +13,9 @@ const SECTOR: usize = 512;
 
 /// Writes a new image into `storage`, and an empty disk into its external data file if it has one. What was in them is lost.
 ///
-/// The data file comes from `data_file`, or else from the options. A storage that keeps its length, such as a block device,
-/// is written over; of one that doesn't, exactly the image remains.
+/// The data file comes from `data_file`, or else from the options. A storage that keeps its length, such as a block device or
+/// a [`Slice`](qcow2_io::Slice) of anything, is written over; any other becomes exactly as long as the image. So an image
+/// inside another image's disk is written to a slice: the disk would be cut otherwise.
 ///
 /// Memory stays at a few MiB, however large the disk is.
 ///
@@ -40,8 +41,7 @@ pub fn write_image(
         _ => {}
     }
     let layout = &plan.layout;
-    let header_len = layout.geometry().cluster_size();
-    let image = Target::clear(storage, "image", layout.file_len(), header_len)?;
+    let image = Target::clear(storage, "image", layout.file_len(), SECTOR as u64)?;
     if let Some(storage) = data_file {
         let data = Target::clear(storage, "data file", plan.size, 0)?;
         fill_data_file(&data, &plan)?;

@@ -53,17 +53,17 @@ impl Image {
                 format!("a disk with clusters of this size has at most {limit} bytes"),
             ));
         }
+        if self.meta.header().autoclear.bitmaps() {
+            return Err(ImageError::Unsupported {
+                what: "an image with bitmaps can't be resized: they would no longer fit",
+            });
+        }
         self.get_ready()?;
         let _closed = self.gate.close();
         let header = self.header();
         if self.rules.version2 && header.snapshot_count > 0 {
             return Err(ImageError::Unsupported {
                 what: "an image of version 2 can't be resized while it has snapshots",
-            });
-        }
-        if header.bitmaps().is_some() {
-            return Err(ImageError::Unsupported {
-                what: "an image with bitmaps can't be resized: they would no longer fit",
             });
         }
         let old = self.virtual_size();

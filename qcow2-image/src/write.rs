@@ -1,13 +1,14 @@
 //! Writing.
 
 use std::io::IoSlice;
+use std::ops::Range;
 
 use qcow2_alloc::Reason;
 use qcow2_format::{ClusterKind, HostOffset, L2Entry};
 use qcow2_io::Storage as _;
 
 use crate::cuts::cut;
-use crate::mapping::Found;
+use crate::mapping::{Found, Source};
 use crate::{Image, ImageError};
 
 /// Clusters that are mapped under one hold of the locks.
@@ -246,26 +247,15 @@ impl Image {
         let last_found = self.find(piece.end - 1)?;
         let (from, _) = self.cow_bounds(first_found, piece);
         let (_, to) = self.cow_bounds(last_found, piece);
-        let head = self.view(from, piece.guest - from)?;
-        let tail = self.view(piece.end, to - piece.end)?;
         let virgin = |cluster: u64| {
             let host = allocation.first().get() + (cluster - first);
             host >= allocation.virgin_from().get()
         };
-        // What no one ever wrote reads as zeros.
-        let head = if virgin(first) && is_zero(&head) {
-            &[][..]
-        } else {
-            &head
-        };
-        let tail = if virgin(last_cluster) && is_zero(&tail) {
-            &[][..]
-        } else {
-            &tail
-        };
+        let head = self.filling(from..piece.guest, virgin(first))?;
+        let tail = self.filling(piece.end..to, virgin(last_cluster))?;
         let start = piece.guest - head.len() as u64 - (first << bits);
         let host = HostOffset::new(allocation.offset().get() + start);
-        self.write_around(bufs, piece, head, tail, host)?;
+        self.write_around(bufs, piece, &head, &tail, host)?;
 
         let base = allocation.offset().get();
         let linked = self.change(first << bits, count, Reason::Replaced, |number, old| {
@@ -296,6 +286,27 @@ impl Image {
             }
         }
         Ok(piece.end - piece.guest)
+    }
+
+    /// What a new cluster gets beside the guest's data: the guest's view of a range. Nothing if that is zeros and the cluster
+    /// reads as zeros anyway.
+    fn filling(&self, range: Range<u64>, virgin: bool) -> Result<Vec<u8>, ImageError> {
+        let len = range.end - range.start;
+        if len == 0 || (virgin && self.is_zero_here(range.clone())?) {
+            return Ok(Vec::new());
+        }
+        let bytes = self.view(range.start, len)?;
+        Ok(if virgin && is_zero(&bytes) {
+            Vec::new()
+        } else {
+            bytes
+        })
+    }
+
+    /// Whether this image alone says that a range is zeros.
+    fn is_zero_here(&self, range: Range<u64>) -> Result<bool, ImageError> {
+        let (source, run) = self.source(range.start, range.end - range.start)?;
+        Ok(matches!(source, Source::Zero(_)) && run == range.end - range.start)
     }
 
     /// How many of the clusters `first..=last` need new clusters, and where those should best lie.

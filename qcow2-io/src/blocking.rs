@@ -400,8 +400,9 @@ mod tests {
 
     #[test]
     fn every_operation_can_stop() {
+        type Action = fn(&Blocking<Memory>);
         let storage = blocking();
-        let actions: [(Operation, fn(&Blocking<Memory>)); 8] = [
+        let actions: [(Operation, Action); 8] = [
             (Operation::Len, |s| drop(s.len())),
             (Operation::Read, |s| s.read_at(&mut [0], 0).unwrap()),
             (Operation::Write, |s| s.write_at(&[0], 0).unwrap()),

@@ -20,6 +20,8 @@ mod slice;
 mod storage;
 mod sys;
 mod trace;
+#[cfg(feature = "io-uring")]
+mod uring;
 
 pub use batch::{Op, Request};
 pub use blocking::{Blocking, Pause, PauseHandle};
@@ -32,6 +34,8 @@ pub use null::Null;
 pub use slice::Slice;
 pub use storage::{Limits, MAX_LEN, Storage, ZeroFlags};
 pub use trace::{Event, Trace, replay};
+#[cfg(feature = "io-uring")]
+pub use uring::Uring;
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

@@ -1,7 +1,7 @@
 //! The one system call that has no safe wrapper in our dependencies: byte-range locks of the open file description (OFD).
 #![expect(
     unsafe_code,
-    reason = "fcntl with a lock structure; the only unsafe code of this crate"
+    reason = "fcntl with a lock structure; the only unsafe code but for io_uring"
 )]
 
 use std::fs::File;

@@ -87,7 +87,8 @@ impl Direct {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fits<T: Deref<Target = [u8]>>(&self, bufs: &[T], offset: u64) -> bool {
+    /// Whether a transfer can go straight to the system.
+    pub(super) fn fits<T: Deref<Target = [u8]>>(&self, bufs: &[T], offset: u64) -> bool {
         let block = usize::try_from(self.block).unwrap_or(usize::MAX);
         offset.is_multiple_of(self.block)
             && bufs.iter().all(|buf| {

@@ -2,8 +2,10 @@
 //!
 //! `mod.rs` holds the type and its [`Storage`] methods, `open` the ways to get one, `lock` what keeps other processes out,
 //! `transfer` whole reads and writes made of the system's partial ones, `direct` those around the page cache, `zero` what needs
-//! no buffer.
+//! no buffer, `batch` what a ring must know.
 
+#[cfg(feature = "io-uring")]
+mod batch;
 mod direct;
 mod lock;
 mod open;

@@ -20,6 +20,10 @@ mod lock;
 /// Random programs on every backend, judged by a vector of bytes.
 mod model;
 
+/// Files whose batches go through io_uring.
+#[cfg(feature = "io-uring")]
+mod uring;
+
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 

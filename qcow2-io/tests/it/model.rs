@@ -9,7 +9,7 @@ use qcow2_io::{
 const REACH: u64 = 48 << 10;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Read {
         offset: u64,
         len: usize,
@@ -61,7 +61,7 @@ fn len() -> impl Strategy<Value = usize> {
     prop_oneof![0..20usize, 0..9000usize, Just(512), Just(4096), Just(8192)]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (offset(), len()).prop_map(|(offset, len)| Step::Read { offset, len }),
         4 => (offset(), len(), 1..=255u8)
@@ -193,7 +193,7 @@ fn apply(storage: &dyn Storage, model: &mut Model, step: &Step) {
     }
 }
 
-fn judge(storage: &dyn Storage, steps: &[Step]) {
+pub(crate) fn judge(storage: &dyn Storage, steps: &[Step]) {
     let len = usize::try_from(storage.len().unwrap()).unwrap();
     let mut model = Model(vec![0; len]);
     for step in steps {

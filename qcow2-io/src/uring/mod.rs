@@ -1,0 +1,181 @@
+//! Batches of a file through io_uring.
+
+mod ring;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+
+use crate::{Extent, File, Limits, Op, Result, Storage, ZeroFlags};
+
+use self::ring::Ring;
+
+/// How many batches run in rings at once, at most; each ring takes some pages of the kernel's memory.
+const MAX_RINGS: usize = 16;
+
+/// A file whose batches go to the kernel in one go.
+///
+/// [`submit`](Storage::submit) hands the transfers of a batch to the kernel together and waits for them together, where that
+/// pays: reads, and writes of a file opened for direct I/O. A write to the page cache is quicker by a plain call, and so are
+/// single requests and all requests of a file that lies in memory (tmpfs): they go to the [`File`] itself. Several
+/// threads may submit at once: each batch takes a ring of its own, and plain calls if none is free.
+///
+/// Where the kernel refuses, because it is old, or an administrator or a sandbox forbids io_uring, all goes by plain calls:
+/// slower for deep queues, the same otherwise.
+#[derive(Debug)]
+pub struct Uring {
+    // Before the file: rings hold on to it.
+    rings: Box<[Mutex<Place>]>,
+    file: File,
+}
+
+/// Where a ring can be.
+#[derive(Debug, Default)]
+enum Place {
+    /// Not needed so far.
+    #[default]
+    Empty,
+    Ready(Box<Ring>),
+    /// The kernel gives none, or it failed; not tried again.
+    Refused,
+}
+
+impl Uring {
+    /// Wraps a file. Never fails: without io_uring, batches go by plain calls.
+    pub fn new(file: File) -> Self {
+        if file.is_in_memory() {
+            return Self::inactive(file);
+        }
+        let Ok(first) = Ring::new(file.as_std()) else {
+            return Self::inactive(file);
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let empty = (1..threads.clamp(2, MAX_RINGS)).map(|_| Place::Empty);
+        Self {
+            rings: std::iter::once(Place::Ready(Box::new(first)))
+                .chain(empty)
+                .map(Mutex::new)
+                .collect(),
+            file,
+        }
+    }
+
+    /// Wraps a file and doesn't ask the kernel for a ring: what [`new`](Self::new) gives where it refuses.
+    pub fn inactive(file: File) -> Self {
+        Self {
+            rings: Box::default(),
+            file,
+        }
+    }
+
+    /// Whether batches go through rings: the kernel gave one when this was made, and the file is one for which they pay.
+    pub fn is_active(&self) -> bool {
+        !self.rings.is_empty()
+    }
+
+    /// The file below.
+    pub fn get_ref(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives the file back.
+    pub fn into_inner(self) -> File {
+        self.file
+    }
+
+    /// A place whose ring is there and that nobody uses.
+    fn free_place(&self) -> Option<MutexGuard<'_, Place>> {
+        self.rings.iter().find_map(|place| {
+            // One that a panic poisoned is not used again.
+            let mut place = place.try_lock().ok()?;
+            if matches!(*place, Place::Empty) {
+                *place = match Ring::new(self.file.as_std()) {
+                    Ok(ring) => Place::Ready(Box::new(ring)),
+                    Err(_) => Place::Refused,
+                };
+            }
+            matches!(*place, Place::Ready(_)).then_some(place)
+        })
+    }
+
+    /// Carries out what a ring can do, and leaves the rest without a result.
+    fn run_in_ring(&self, ops: &mut [Op<'_>]) {
+        let Some(mut place) = self.free_place() else {
+            return;
+        };
+        let Place::Ready(ring) = &mut *place else {
+            return;
+        };
+        let _gate = self.file.together();
+        if ring
+            .run(ops, |request| self.file.takes_from_ring(request))
+            .is_err()
+        {
+            *place = Place::Refused;
+        }
+    }
+}
+
+impl Storage for Uring {
+    fn len(&self) -> Result<u64> {
+        self.file.len()
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        self.file.read_vectored_at(bufs, offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+        self.file.write_vectored_at(bufs, offset)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        self.file.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.file.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.flush()
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
+        self.file.extents(range, max)
+    }
+
+    fn limits(&self) -> Limits {
+        self.file.limits()
+    }
+
+    fn submit(&self, ops: &mut [Op<'_>]) {
+        for op in &mut *ops {
+            op.take_result();
+        }
+        if ops.len() > 1 {
+            self.run_in_ring(ops);
+        }
+        // What is no transfer, or was not moved whole: at the end of the file, after a signal, or by an error. A plain call
+        // does it, all of it, or says what is wrong.
+        for op in ops.iter_mut().filter(|op| op.result().is_none()) {
+            op.run(&self.file);
+        }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.file.write_at(buf, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,11 @@
 //! What a ring must know of a file.
 
 use std::fs;
+use std::io::IoSliceMut;
 use std::ops::Deref;
 use std::sync::RwLockReadGuard;
+
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::direct::Direct;
 use super::{File, transfer};
@@ -34,6 +37,21 @@ impl File {
                 .direct
                 .as_ref()
                 .is_none_or(|direct| direct.fits(bufs, offset))
+    }
+
+    /// Reads what needs no waiting for, from the page cache. `false` when that isn't all that was asked for, or can't be told.
+    pub(crate) fn read_now(&self, request: &mut Request<'_>) -> bool {
+        let read = |bufs: &mut [IoSliceMut<'_>], offset| {
+            let len = total_len(bufs);
+            let done = preadv2(&self.inner, bufs, offset, ReadWriteFlags::NOWAIT);
+            done.is_ok_and(|done| done as u64 == len)
+        };
+        match request {
+            _ if !self.takes_from_ring(request) || self.direct.is_some() => false,
+            Request::Read { buf, offset } => read(&mut [IoSliceMut::new(buf)], *offset),
+            Request::ReadVectored { bufs, offset } => read(bufs, *offset),
+            _ => false,
+        }
     }
 
     /// Whether the file system keeps its files in memory, so that there is nothing to wait for.

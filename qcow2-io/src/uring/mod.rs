@@ -14,6 +14,9 @@ use self::ring::Ring;
 /// How many batches run in rings at once, at most; each ring takes some pages of the kernel's memory.
 const MAX_RINGS: usize = 16;
 
+/// From this many operations on, one submission costs less than to ask the page cache for each of them first.
+const DEEP: usize = 8;
+
 /// A file whose batches go to the kernel in one go.
 ///
 /// [`submit`](Storage::submit) hands the transfers of a batch to the kernel together and waits for them together, where that
@@ -99,8 +102,24 @@ impl Uring {
         })
     }
 
+    /// Carries out what needs no waiting for, if the batch is short, and leaves the rest without a result.
+    fn run_now(&self, ops: &mut [Op<'_>]) {
+        if ops.len() >= DEEP {
+            return;
+        }
+        for op in ops {
+            if self.file.read_now(op.request_mut()) {
+                op.complete(Ok(()));
+            }
+        }
+    }
+
     /// Carries out what a ring can do, and leaves the rest without a result.
     fn run_in_ring(&self, ops: &mut [Op<'_>]) {
+        let fits = |op: &Op<'_>| op.result().is_none() && self.file.takes_from_ring(op.request());
+        if ops.iter().filter(|op| fits(op)).nth(1).is_none() {
+            return;
+        }
         let Some(mut place) = self.free_place() else {
             return;
         };
@@ -108,10 +127,7 @@ impl Uring {
             return;
         };
         let _gate = self.file.together();
-        if ring
-            .run(ops, |request| self.file.takes_from_ring(request))
-            .is_err()
-        {
+        if ring.run(ops, fits).is_err() {
             *place = Place::Refused;
         }
     }
@@ -158,7 +174,8 @@ impl Storage for Uring {
         for op in &mut *ops {
             op.take_result();
         }
-        if ops.len() > 1 {
+        if self.is_active() && ops.len() > 1 {
+            self.run_now(ops);
             self.run_in_ring(ops);
         }
         // What is no transfer, or was not moved whole: at the end of the file, after a signal, or by an error. A plain call

@@ -40,7 +40,13 @@ impl Ring {
     /// Asks the kernel for a ring; refused by old kernels, and where an administrator or a sandbox says no.
     pub(super) fn new(file: &File) -> io::Result<Self> {
         let entries = u32::try_from(DEPTH).unwrap_or(1);
-        let uring = IoUring::builder().dontfork().build(entries)?;
+        // A newer kernel need not interrupt a thread that waits anyway, nor look entries up in a second table.
+        let uring = IoUring::builder()
+            .dontfork()
+            .setup_coop_taskrun()
+            .setup_no_sqarray()
+            .build(entries)
+            .or_else(|_| IoUring::builder().dontfork().build(entries))?;
         // Came with the plain reads and writes.
         if !uring.params().is_feature_rw_cur_pos() {
             return Err(io::ErrorKind::Unsupported.into());
@@ -53,7 +59,7 @@ impl Ring {
         })
     }
 
-    /// Carries out the transfers of a batch that `fits` agrees to. Those that moved all their bytes are completed; what is
+    /// Carries out the transfers of a batch that `fits` picks. Those that moved all their bytes are completed; what is
     /// left without a result, for whatever reason, is for plain calls.
     ///
     /// # Errors
@@ -62,35 +68,30 @@ impl Ring {
     pub(super) fn run(
         &mut self,
         ops: &mut [Op<'_>],
-        fits: impl Fn(&Request<'_>) -> bool,
+        fits: impl Fn(&Op<'_>) -> bool,
     ) -> io::Result<()> {
         ops.chunks_mut(DEPTH)
             .try_for_each(|chunk| self.run_chunk(chunk, &fits))
     }
 
-    fn run_chunk(
-        &mut self,
-        ops: &mut [Op<'_>],
-        fits: &impl Fn(&Request<'_>) -> bool,
-    ) -> io::Result<()> {
+    fn run_chunk(&mut self, ops: &mut [Op<'_>], fits: &impl Fn(&Op<'_>) -> bool) -> io::Result<()> {
         #[cfg(test)]
         let break_wait = self.break_wait;
         let mut flight = Flight {
             uring: &mut self.uring,
             aloft: 0,
-            moved: [None; DEPTH],
+            moved: [-1; DEPTH],
             #[cfg(test)]
             break_wait,
         };
         let mut queue = flight.uring.submission();
         for (tag, op) in (0..).zip(ops.iter_mut()) {
-            if !fits(op.request()) {
+            if !fits(op) {
                 continue;
             }
-            let Some(entry) = entry(op.request_mut()) else {
+            let Some(entry) = entry(op.request_mut(), tag) else {
                 continue;
             };
-            let entry = entry.user_data(tag);
             // SAFETY: the entry points to buffers, or to a list of them, that `op` borrows: writable ones for a read. `ops` is
             // borrowed exclusively until this function ends, and nobody touches the operation before `land` has returned.
             // Only `fly` hands entries to the kernel, and `flight` can't go away, be it by a panic, without `land`, which
@@ -105,7 +106,7 @@ impl Ring {
         let result = flight.fly();
         flight.land();
         for (op, moved) in ops.iter_mut().zip(flight.moved) {
-            if moved.is_some() && moved == len(op.request()) {
+            if moved > 0 && u64::try_from(moved).ok() == len(op.request()) {
                 op.complete(Ok(()));
             }
         }
@@ -126,8 +127,8 @@ struct Flight<'a> {
     uring: &'a mut IoUring,
     /// Entries that were queued and are not complete.
     aloft: usize,
-    /// By the operation's place in the chunk: how many bytes were moved, unless it failed.
-    moved: [Option<u64>; DEPTH],
+    /// By the operation's place in the chunk: how many bytes were moved; negative if none were.
+    moved: [i32; DEPTH],
     #[cfg(test)]
     break_wait: bool,
 }
@@ -157,7 +158,7 @@ impl Flight<'_> {
             self.aloft = self.aloft.saturating_sub(1);
             let place = usize::try_from(completion.user_data()).ok();
             if let Some(moved) = place.and_then(|place| self.moved.get_mut(place)) {
-                *moved = u64::try_from(completion.result()).ok();
+                *moved = completion.result();
             }
         }
     }
@@ -182,20 +183,23 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// The entry for a transfer.
-fn entry(request: &mut Request<'_>) -> Option<Entry> {
+/// The entry for a transfer, which carries a tag.
+#[inline]
+fn entry(request: &mut Request<'_>, tag: u64) -> Option<Entry> {
     Some(match request {
         Request::Read { buf, offset } => {
             let len = u32::try_from(buf.len()).ok()?;
             opcode::Read::new(FILE, buf.as_mut_ptr(), len)
                 .offset(*offset)
                 .build()
+                .user_data(tag)
         }
         Request::Write { buf, offset } => {
             let len = u32::try_from(buf.len()).ok()?;
             opcode::Write::new(FILE, buf.as_ptr(), len)
                 .offset(*offset)
                 .build()
+                .user_data(tag)
         }
         // The standard library promises that its slices for vectored transfers are the system's structure.
         Request::ReadVectored { bufs, offset } => {
@@ -203,12 +207,14 @@ fn entry(request: &mut Request<'_>) -> Option<Entry> {
             opcode::Readv::new(FILE, bufs.as_mut_ptr().cast_const().cast(), count)
                 .offset(*offset)
                 .build()
+                .user_data(tag)
         }
         Request::WriteVectored { bufs, offset } => {
             let count = u32::try_from(bufs.len()).ok()?;
             opcode::Writev::new(FILE, bufs.as_ptr().cast(), count)
                 .offset(*offset)
                 .build()
+                .user_data(tag)
         }
         Request::WriteZeroes { .. } | Request::Discard { .. } => return None,
     })

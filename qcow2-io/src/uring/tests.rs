@@ -88,6 +88,44 @@ fn a_ring_moves_whole_reads_and_leaves_the_rest() {
 }
 
 #[test]
+fn a_short_batch_takes_whole_reads_from_the_page_cache() {
+    let Some(uring) = uring(&FileOptions::new()) else {
+        return;
+    };
+    let bytes = pattern(10_000);
+    uring.write_at(&bytes, 0).unwrap();
+    let (mut inside, mut across, mut a, mut b) = ([0; 700], [0; 700], [0; 10], [0; 20]);
+    let mut ops = [
+        Op::read(&mut inside, 5000),
+        Op::new(crate::Request::ReadVectored {
+            bufs: vec![IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)],
+            offset: 77,
+        }),
+        Op::read(&mut across, 9700),
+        Op::write(&[1; 10], 9990),
+    ];
+    uring.run_now(&mut ops);
+    let done = ops.each_ref().map(|op| op.result().is_some());
+    drop(ops);
+    // Just written, they are in the cache, unless the file system can't tell or the machine is short of memory.
+    if done[0] {
+        assert_eq!(inside, bytes[5000..5700]);
+    }
+    if done[1] {
+        assert_eq!([&a[..], &b[..]].concat(), bytes[77..107]);
+    }
+    assert!(!done[2] && !done[3], "the end of the file, and a write");
+
+    let mut many: Vec<Op<'_>> = (0..DEEP).map(|_| Op::discard(0..1)).collect();
+    many.push(Op::read(&mut inside, 0));
+    uring.run_now(&mut many);
+    assert!(
+        many.iter().all(|op| op.result().is_none()),
+        "not a short one"
+    );
+}
+
+#[test]
 fn direct_writes_go_through_a_ring_too() {
     let Some(uring) = uring(&FileOptions::new().direct(true)) else {
         return;

@@ -34,7 +34,7 @@ impl Allocator {
         Ok(complete)
     }
 
-    /// Makes the block numbered `block` in the cluster `at`, which it describes itself. All clusters it describes are free.
+    /// Makes the block numbered `block` in the free cluster `at`, which it or another block describes.
     fn make_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
         self.install_block(state, block, at)?;
         if let Err(error) = self.store(state, at, 1) {
@@ -42,10 +42,11 @@ impl Allocator {
             return Err(error);
         }
         state.note_taken(self.meta.geometry(), at, 1);
+        self.link_block(state, block);
         Ok(())
     }
 
-    /// Writes an empty block and enters it in the table.
+    /// Writes an empty block and enters it in the table in memory.
     fn install_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
         let geometry = self.meta.geometry();
         let offset = HostOffset::new(at << geometry.cluster_bits());
@@ -69,8 +70,14 @@ impl Allocator {
         if let Some(slot) = state.table.get_mut(block) {
             *slot = entry;
         }
-        self.meta.change_refcount_table(block as u64, entry.bits());
         Ok(())
+    }
+
+    /// Enters a block in the table on disk, from the next commit on: now that its own refcount is in the cache.
+    fn link_block(&self, state: &State, block: usize) {
+        if let Some(offset) = state.block(block) {
+            self.meta.change_refcount_table(block as u64, offset.get());
+        }
     }
 
     /// Takes back what [`install_block`](Self::install_block) did.
@@ -80,7 +87,6 @@ impl Allocator {
         if let Some(slot) = state.table.get_mut(block) {
             *slot = RefcountTableEntry::default();
         }
-        self.meta.change_refcount_table(block as u64, 0);
         let size = geometry.cluster_size();
         self.meta
             .overlap()
@@ -99,7 +105,8 @@ impl Allocator {
         let start = first_new * per_block;
 
         // As many blocks as it takes to describe themselves and the table that lists them; each round needs at least as many.
-        let wanted = (block as u64 + 1).max(old_entries * 3 / 2);
+        let most = MAX_REFCOUNT_TABLE_BYTES / 8;
+        let wanted = (block as u64 + 1).max((old_entries * 3 / 2).min(most));
         let mut blocks = 1;
         let (entries, table_clusters) = loop {
             let entries = wanted.max(first_new + blocks);
@@ -160,10 +167,15 @@ impl Allocator {
         overlap.add(at(start), blocks * cluster_size, Kinds::REFCOUNT_BLOCK)?;
         overlap.add(new_offset, bytes, Kinds::REFCOUNT_TABLE)?;
         // Syncs before and after.
-        self.meta.switch_header(field::REFCOUNT_TABLE, |header| {
+        let switched = self.meta.switch_header(field::REFCOUNT_TABLE, |header| {
             header.refcount_table_offset = new_offset;
             header.refcount_table_clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
-        })?;
+        });
+        if let Err(error) = switched {
+            overlap.remove(at(start), blocks * cluster_size, Kinds::REFCOUNT_BLOCK);
+            overlap.remove(new_offset, bytes, Kinds::REFCOUNT_TABLE);
+            return Err(error.into());
+        }
         let (old_offset, old_len) = (state.table_offset, state.table.len() as u64 * 8);
         state.replace_table(new_offset, table);
         state.note_taken(geometry, start, end - start);
@@ -198,15 +210,20 @@ impl Allocator {
             self.grow_table(&mut state, last_block)?;
         }
         for block in 0..=last_block {
-            if state.block(block).is_some() {
-                continue;
+            while state.block(block).is_none() {
+                let at = state.tail;
+                let (own, _) = State::locate(geometry, at);
+                if own >= state.table.len() {
+                    self.grow_table(&mut state, own)?;
+                    continue;
+                }
+                // The block's own cluster must be described, too, and be it by itself.
+                let first = match state.block(own) {
+                    None => own,
+                    Some(_) => block,
+                };
+                self.make_block(&mut state, first, at)?;
             }
-            let at = state.tail;
-            self.install_block(&mut state, block, at)?;
-            // Only now that the block is there can its own cluster be described, perhaps by itself.
-            self.make_blocks(&mut state, at, 1)?;
-            self.store(&state, at, 1)?;
-            state.note_taken(geometry, at, 1);
         }
         Ok(())
     }

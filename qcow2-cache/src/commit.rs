@@ -1,5 +1,7 @@
 //! Group commit: who asks for a flush shares the next one with all who ask meanwhile.
 
+use std::ops::RangeInclusive;
+
 use crate::sync::{Condvar, Mutex, lock, wait};
 
 /// Runs a piece of work such that each caller gets one run that began after it asked.
@@ -13,14 +15,23 @@ pub struct GroupCommit<E> {
 struct State<E> {
     /// Runs begun so far; the last one may be under way.
     begun: u64,
-    running: bool,
-    /// Errors of runs for which others wait, with the number of those.
-    failed: Vec<(u64, E, usize)>,
-    /// Waiters of the run to come.
-    waiting: usize,
-    /// Waiters that the run under way was for.
-    sharing: usize,
+    /// The last run that came to its end; those between it and the last one begun have panicked.
     finished: u64,
+    running: bool,
+    failed: Vec<Failed<E>>,
+    /// Those who wait for a run to come.
+    waiting: usize,
+    /// Those among them whom the run under way is for.
+    sharing: usize,
+}
+
+/// The error of a run, for those who wait for it.
+#[derive(Debug)]
+struct Failed<E> {
+    runs: RangeInclusive<u64>,
+    error: E,
+    /// How many have yet to hear of it.
+    left: usize,
 }
 
 impl<E> Default for GroupCommit<E> {
@@ -28,11 +39,11 @@ impl<E> Default for GroupCommit<E> {
         Self {
             state: Mutex::new(State {
                 begun: 0,
+                finished: 0,
                 running: false,
                 failed: Vec::new(),
                 waiting: 0,
                 sharing: 0,
-                finished: 0,
             }),
             finished: Condvar::new(),
         }
@@ -59,7 +70,7 @@ impl<E> GroupCommit<E> {
                 if state.finished >= mine {
                     return state.outcome_of(mine, share);
                 }
-                if !state.running && state.begun < mine {
+                if !state.running {
                     state.waiting -= 1;
                     break;
                 }
@@ -87,17 +98,20 @@ impl<E> GroupCommit<E> {
 
 impl<E> State<E> {
     fn outcome_of(&mut self, run: u64, share: impl Fn(&E) -> E) -> Result<(), E> {
-        let Some(index) = self.failed.iter().position(|(number, ..)| *number == run) else {
+        let found = self
+            .failed
+            .iter()
+            .position(|failed| failed.runs.contains(&run));
+        let Some((index, failed)) =
+            found.and_then(|index| Some((index, self.failed.get_mut(index)?)))
+        else {
             return Ok(());
         };
-        let Some((_, error, left)) = self.failed.get_mut(index) else {
-            return Ok(());
-        };
-        *left -= 1;
-        if *left == 0 {
-            return Err(self.failed.swap_remove(index).1);
+        failed.left -= 1;
+        if failed.left == 0 {
+            return Err(self.failed.swap_remove(index).error);
         }
-        Err(share(error))
+        Err(share(&failed.error))
     }
 }
 
@@ -112,20 +126,22 @@ impl<E> Drop for Run<'_, E> {
         let mut state = lock(&self.commit.state);
         state.running = false;
         let sharing = std::mem::take(&mut state.sharing);
-        if !self.completed {
-            // As if it had not begun: one of those who wait does it.
-            state.begun -= 1;
+        if self.completed {
+            // Also for those whose own run panicked: this one began after they asked.
+            let runs = state.finished + 1..=state.begun;
+            state.finished = state.begun;
+            if let Some(error) = self.error.take()
+                && sharing > 0
+            {
+                state.failed.push(Failed {
+                    runs,
+                    error,
+                    left: sharing,
+                });
+            }
+        } else {
+            // One of those who wait does it again.
             state.waiting += sharing;
-            drop(state);
-            self.commit.finished.notify_all();
-            return;
-        }
-        state.finished = state.begun;
-        let run = state.begun;
-        if let Some(error) = self.error.take()
-            && sharing > 0
-        {
-            state.failed.push((run, error, sharing));
         }
         drop(state);
         self.commit.finished.notify_all();

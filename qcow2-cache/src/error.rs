@@ -37,8 +37,8 @@ pub enum MetadataError {
         /// What is wrong with it.
         detail: String,
     },
-    /// The image has been found corrupt before.
-    #[error("the image was found corrupt and takes no more writes")]
+    /// The image has been found corrupt before, or its header could not be written and may be half changed.
+    #[error("the image takes no more writes, after what went wrong before")]
     Poisoned,
     /// The image is open for reading only.
     #[error("the image is open for reading only")]

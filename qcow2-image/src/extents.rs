@@ -75,7 +75,7 @@ struct List {
 impl List {
     fn room(&self) -> usize {
         // One more may be joined to the last.
-        self.max - self.extents.len() + 1
+        (self.max - self.extents.len()).saturating_add(1)
     }
 
     /// Tells whether the list is full, and the stretch not in it.

@@ -19,6 +19,8 @@ mod link;
 mod mapping;
 mod open;
 mod options;
+#[cfg(feature = "queue")]
+pub mod queue;
 mod read;
 mod ready;
 mod recover;

@@ -3,7 +3,6 @@
 use qcow2_alloc::{Allocator, Reason};
 use qcow2_cache::{Kinds, Room};
 use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
-use qcow2_io::Storage as _;
 
 use crate::mapping::Found;
 use crate::{Image, ImageError};
@@ -49,15 +48,27 @@ impl Image {
 
     /// Copies a table as it is in the cache, where it may be newer than on disk.
     fn copy_table(&self, from: HostOffset, to: HostOffset) -> Result<(), ImageError> {
-        let mut bytes = vec![0; self.geometry.cluster_len()];
-        self.meta.storage().read_at(&mut bytes, from.get())?;
-        let (words, _) = bytes.as_chunks_mut::<8>();
-        for (place, word) in (0..).step_by(8).zip(words) {
-            if let Some(cached) = self.meta.l2().get(HostOffset::new(from.get() + place)) {
-                *word = cached.to_be_bytes();
+        let mut bytes = Vec::with_capacity(self.geometry.cluster_len());
+        let end = from.get() + self.cluster_size();
+        let mut at = from;
+        while at.get() < end {
+            match self.meta.l2().get(at) {
+                Some(word) => {
+                    bytes.extend_from_slice(&word.to_be_bytes());
+                    at = HostOffset::new(at.get() + 8);
+                }
+                None => self.load_slice(at)?,
             }
         }
         Ok(self.meta.write(Kinds::ACTIVE_L2, to, &bytes)?)
+    }
+
+    /// Makes the slice at `at` resident, with a commit if only that makes room.
+    pub(crate) fn load_slice(&self, at: HostOffset) -> Result<(), ImageError> {
+        while self.meta.load_l2(at)? == Room::Full {
+            self.meta.commit(self.alloc()?)?;
+        }
+        Ok(())
     }
 
     /// Makes sure that the L2 table for `guest` is there and writable.
@@ -145,9 +156,7 @@ impl Image {
             if done.is_some() {
                 break;
             }
-            if self.meta.load_l2(at)? == Room::Full {
-                self.meta.commit(alloc)?;
-            }
+            self.load_slice(at)?;
         }
         for (before, after) in old {
             self.release_entry(alloc, before, after, reason);

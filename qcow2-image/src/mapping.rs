@@ -95,24 +95,30 @@ impl Image {
     fn load_entry(&self, at: HostOffset) -> Result<L2Entry, ImageError> {
         loop {
             if self.meta.load_l2(at)? == Room::Full {
-                // All that could make room is dirty. What is not in the cache is on disk, and reading needs no more.
-                let mut bytes = [0; 16];
-                let len = usize::from(self.geometry.extended_l2()) * 8 + 8;
-                if let Some(bytes) = bytes.get_mut(..len) {
-                    self.meta.storage().read_at(bytes, at.get())?;
+                if self.is_read_only() {
+                    return self.read_entry(at);
                 }
-                if let Some(entry) = self.cached_entry(at) {
-                    return Ok(entry);
-                }
-                let (words, _) = bytes.as_chunks::<8>();
-                let word =
-                    |index: usize| words.get(index).map_or(0, |word| u64::from_be_bytes(*word));
-                return Ok(L2Entry::from_bits(word(0), word(1)));
+                // What is dirty must be written before it can make room; without the cache, a write under way could show
+                // half of an entry.
+                self.meta.commit(self.alloc()?)?;
             }
             if let Some(entry) = self.cached_entry(at) {
                 return Ok(entry);
             }
         }
+    }
+
+    /// Reads an entry past the cache, all of which is being loaded by others.
+    fn read_entry(&self, at: HostOffset) -> Result<L2Entry, ImageError> {
+        let mut bytes = [0; 16];
+        let (first, second) = bytes.split_at_mut(8);
+        self.meta.storage().read_at(first, at.get())?;
+        if self.geometry.extended_l2() {
+            self.meta.storage().read_at(second, at.get() + 8)?;
+        }
+        let (words, _) = bytes.as_chunks::<8>();
+        let word = |index: usize| words.get(index).map_or(0, |word| u64::from_be_bytes(*word));
+        Ok(L2Entry::from_bits(word(0), word(1)))
     }
 
     #[cold]

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use qcow2_cache::Room;
 use qcow2_check::{CopiedDifference, Options, RecountError, Structure, recount};
 use qcow2_format::{HostOffset, L1Entry};
 
@@ -23,11 +22,12 @@ impl Image {
         let alloc = self.alloc()?;
         let references =
             recount(storage, &Options::default()).map_err(|error| unrecoverable(&error))?;
-        if let Some(problem) = references.problems().first() {
-            let more = references.totals().iter().map(|(_, count)| count);
-            let count: u64 = more.sum();
+        if let Some((code, _)) = references.totals().first() {
+            let count: u64 = references.totals().iter().map(|(_, count)| count).sum();
+            let first = references.problems().first();
+            let first = first.map_or_else(|| code.to_string(), ToString::to_string);
             return Err(ImageError::Unrecoverable {
-                detail: format!("{problem} ({count} problems in all)"),
+                detail: format!("{first} ({count} problems in all)"),
             });
         }
         if !references.is_complete() {
@@ -74,9 +74,7 @@ impl Image {
             if done.is_some() {
                 return Ok(());
             }
-            if self.meta.load_l2(at)? == Room::Full {
-                self.meta.commit(self.alloc()?)?;
-            }
+            self.load_slice(at)?;
         }
     }
 }

@@ -197,11 +197,17 @@ impl Image {
             .overlap()
             .add(place, entries * 8, Kinds::ACTIVE_L1)
             .map_err(MetadataError::from)?;
-        self.meta.switch_header(field::L1_TABLE, |header| {
+        let switched = self.meta.switch_header(field::L1_TABLE, |header| {
             header.l1_table_offset = place;
             // At most 2^22, which the caller has tested.
             header.l1_entries = u32::try_from(entries).unwrap_or(u32::MAX);
-        })?;
+        });
+        if let Err(error) = switched {
+            self.meta
+                .overlap()
+                .remove(place, entries * 8, Kinds::ACTIVE_L1);
+            return Err(error.into());
+        }
         allocation.keep();
         self.l1.set_len(entries);
         self.meta

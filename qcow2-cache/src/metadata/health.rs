@@ -32,7 +32,8 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// What the storage reports; the header in memory is the old one then, that on disk may be either.
+    /// What the storage reports. The old fields have been written back then, so that the file says what memory does; if
+    /// not even that worked, the image takes no more writes.
     pub fn switch_header(
         &self,
         range: Range<usize>,
@@ -43,9 +44,21 @@ impl Metadata {
             self.storage.flush()?;
         }
         let mut header = lock(&self.header);
-        self.write_fields(&mut header, range, change)?;
-        drop(header);
-        Ok(self.storage.flush()?)
+        let old = header.clone();
+        let switched = self
+            .write_fields(&mut header, range.clone(), change)
+            .and_then(|()| Ok(self.storage.flush()?));
+        let Err(error) = switched else {
+            return Ok(());
+        };
+        let restored = self
+            .write_fields(&mut header, range, |header| *header = old.clone())
+            .and_then(|()| Ok(self.storage.flush()?));
+        if restored.is_err() {
+            *header = old;
+            self.poisoned.store(true, Ordering::Release);
+        }
+        Err(error)
     }
 
     /// Writes a part of the first sector of a changed header, and keeps the change if that works.

@@ -2,8 +2,9 @@
 //!
 //! A commit makes all that was done before it durable, in this order:
 //!
-//! 1. Releases that are scheduled, changed roots, and copies of the dirty L2 slices are taken, in this order. What a
-//!    release lets go of is gone from the copies; what the copies point at has its refcount in the cache.
+//! 1. Releases that are scheduled, copies of the dirty L2 slices, and changed roots are taken, in this order. What a
+//!    release lets go of is gone from the copies or the roots; what those point at has its refcount in the cache, and a new
+//!    refcount block its own.
 //! 2. Refcounts are written. One sync covers them, guest data, and the content of new tables. With lazy refcounts, the dirty
 //!    bit is written instead of them.
 //! 3. Entries of new refcount blocks, if there are any, go to the refcount table; another sync.

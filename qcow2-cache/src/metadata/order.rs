@@ -16,6 +16,18 @@ pub(super) struct Roots {
     refcount_table: BTreeMap<u64, u64>,
 }
 
+impl Roots {
+    /// Puts older changes back; newer ones count.
+    fn put_back(&mut self, older: Self) {
+        for (index, bits) in older.l1 {
+            self.l1.entry(index).or_insert(bits);
+        }
+        for (index, bits) in older.refcount_table {
+            self.refcount_table.entry(index).or_insert(bits);
+        }
+    }
+}
+
 impl Metadata {
     /// Notes that the L1 entry numbered `index` is `bits` from the next commit on. The table it points at must have its
     /// refcount in the cache and its content in the file.
@@ -24,7 +36,7 @@ impl Metadata {
     }
 
     /// Notes that the refcount table entry numbered `index` is `bits` from the next commit on. The block it points at must
-    /// have its content in the file.
+    /// have its content in the file, and its own refcount in the cache.
     pub fn change_refcount_table(&self, index: u64, bits: u64) {
         lock(&self.roots).refcount_table.insert(index, bits);
     }
@@ -78,9 +90,9 @@ impl Metadata {
             releases.apply(batch)?;
             releases.take()
         };
-        let l1 = std::mem::take(&mut lock(&self.roots).l1);
         let copies = self.l2.take_dirty();
-        let result = self.write_in_order(&copies, &l1);
+        let roots = std::mem::take(&mut *lock(&self.roots));
+        let result = self.write_in_order(&copies, &roots);
         for copy in &copies {
             match result {
                 Ok(()) => self.l2.written(copy),
@@ -88,47 +100,36 @@ impl Metadata {
             }
         }
         if let Err(error) = result {
-            let mut roots = lock(&self.roots);
-            for (index, bits) in l1 {
-                // A newer change counts.
-                roots.l1.entry(index).or_insert(bits);
-            }
-            drop(roots);
+            lock(&self.roots).put_back(roots);
             releases.put_back(batch);
             return Err(error);
         }
         releases.apply(batch)
     }
 
-    fn write_in_order(
-        &self,
-        copies: &[DirtySlice],
-        l1: &BTreeMap<u64, u64>,
-    ) -> Result<(), MetadataError> {
-        let pointers = !copies.is_empty() || !l1.is_empty();
+    fn write_in_order(&self, copies: &[DirtySlice], roots: &Roots) -> Result<(), MetadataError> {
+        let pointers = !copies.is_empty() || !roots.l1.is_empty();
+        let blocks = !roots.refcount_table.is_empty();
         if !self.rules.refcount_before_pointer {
-            self.write_pointers(copies, l1)?;
+            self.write_pointers(copies, &roots.l1)?;
             self.storage.flush()?;
         }
         if self.lazy_refcounts {
-            if pointers && self.rules.dirty_bit_first {
+            if (pointers || blocks) && self.rules.dirty_bit_first {
                 self.set_dirty_bit()?;
             }
         } else {
             self.write_refcounts()?;
         }
-        let blocks = self.take_refcount_table_changes();
-        if self.rules.data_before_pointer || !pointers || !blocks.is_empty() {
-            self.sync_all()
-                .inspect_err(|_| self.restore_refcount_table_changes(&blocks))?;
+        if self.rules.data_before_pointer || !pointers || blocks {
+            self.sync_all()?;
         }
-        if !blocks.is_empty() {
-            self.write_entries(Kinds::REFCOUNT_TABLE, &blocks)
-                .and_then(|()| Ok(self.storage.flush()?))
-                .inspect_err(|_| self.restore_refcount_table_changes(&blocks))?;
+        if blocks {
+            self.write_entries(Kinds::REFCOUNT_TABLE, &roots.refcount_table)?;
+            self.storage.flush()?;
         }
         if pointers {
-            self.write_pointers(copies, l1)?;
+            self.write_pointers(copies, &roots.l1)?;
             if self.rules.flush_is_complete {
                 self.storage.flush()?;
             }
@@ -154,17 +155,6 @@ impl Metadata {
             data.flush()?;
         }
         Ok(self.storage.flush()?)
-    }
-
-    fn take_refcount_table_changes(&self) -> BTreeMap<u64, u64> {
-        std::mem::take(&mut lock(&self.roots).refcount_table)
-    }
-
-    fn restore_refcount_table_changes(&self, blocks: &BTreeMap<u64, u64>) {
-        let mut roots = lock(&self.roots);
-        for (index, bits) in blocks {
-            roots.refcount_table.entry(*index).or_insert(*bits);
-        }
     }
 
     /// Writes the dirty slices of refcount blocks. They only hold what may be on disk already.
@@ -250,16 +240,20 @@ impl Metadata {
             return Ok(());
         }
         self.commit(releases)?;
-        self.write_refcounts()?;
-        let blocks = self.take_refcount_table_changes();
-        if !blocks.is_empty() {
-            self.storage
-                .flush()
-                .map_err(MetadataError::from)
-                .and_then(|()| self.write_entries(Kinds::REFCOUNT_TABLE, &blocks))
-                .inspect_err(|_| self.restore_refcount_table_changes(&blocks))?;
-        }
-        self.sync_all()?;
+        // Blocks that came since, on behalf of the releases.
+        let roots = std::mem::take(&mut *lock(&self.roots));
+        self.write_last(&roots)
+            .inspect_err(|_| lock(&self.roots).put_back(roots))?;
         self.clear_dirty_bit()
+    }
+
+    fn write_last(&self, roots: &Roots) -> Result<(), MetadataError> {
+        self.write_refcounts()?;
+        self.sync_all()?;
+        if !roots.refcount_table.is_empty() {
+            self.write_entries(Kinds::REFCOUNT_TABLE, &roots.refcount_table)?;
+            self.storage.flush()?;
+        }
+        Ok(())
     }
 }

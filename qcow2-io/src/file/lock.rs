@@ -66,9 +66,9 @@ impl Access {
     }
 }
 
-/// Takes the locks for `access`; they last as long as the open file.
+/// Takes the locks for `access`; they last until [`release`], or until nobody has the open file any more.
 ///
-/// On an error some may be held still: the caller closes the file.
+/// On an error some may be held still: the caller releases them.
 pub(super) fn take(file: &File, access: Access) -> Result<()> {
     for permission in access.used() {
         lock(file, permission.byte(USED), *permission)?;
@@ -93,6 +93,12 @@ pub(super) fn take(file: &File, access: Access) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives up what [`take`] took.
+pub(super) fn release(file: &File) {
+    // Where this fails, closing the file does it.
+    let _ = sys::unlock(file, USED, 2 * (UNSHARED - USED));
 }
 
 fn lock(file: &File, byte: u32, permission: Permission) -> Result<()> {

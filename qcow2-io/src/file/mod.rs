@@ -40,6 +40,8 @@ pub use self::open::{FileOptions, LockMode};
 pub struct File {
     inner: fs::File,
     path: Option<PathBuf>,
+    /// Locks were taken, and are to be released.
+    locked: bool,
     identity: FileIdentity,
     writable: bool,
     /// Length of a block device; `None` for a regular file, whose length changes.
@@ -148,6 +150,16 @@ impl File {
 
     fn seek(&self, to: SeekFrom) -> rustix::io::Result<u64> {
         retry_on_intr(|| rustix::fs::seek(&self.inner, to))
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // Closing isn't enough: a process that another thread is just starting has copies of all descriptors until it runs
+        // its own program, and would keep the locks that long.
+        if self.locked {
+            lock::release(&self.inner);
+        }
     }
 }
 

@@ -169,6 +169,7 @@ impl FileOptions {
                 (false, false) => Access::Read,
                 (false, true) => Access::ReadShared,
             };
+            file.locked = true;
             lock::take(&file.inner, access)?;
         }
         if self.direct {
@@ -277,6 +278,7 @@ impl File {
         Ok(Self {
             inner,
             path: None,
+            locked: false,
             identity,
             writable,
             fixed_len,

@@ -87,6 +87,26 @@ fn closing_another_handle_keeps_the_lock() {
     assert_locked(writer(&path), "write");
 }
 
+#[test]
+fn a_dropped_file_leaves_no_lock_to_a_process_that_is_being_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = disk(&dir);
+    std::thread::scope(|scope| {
+        // Each start copies the descriptors of this process for a moment.
+        let starter = scope.spawn(|| {
+            for _ in 0..100 {
+                assert!(Command::new("true").status().unwrap().success());
+            }
+        });
+        let mut opened = 0;
+        while !starter.is_finished() {
+            writer(&path).unwrap();
+            opened += 1;
+        }
+        assert!(opened > 0);
+    });
+}
+
 /// An image in QEMU's own format: it lets others write to raw files that it reads.
 fn qemu_disk(dir: &tempfile::TempDir) -> std::path::PathBuf {
     let path = dir.path().join("disk.qcow2");

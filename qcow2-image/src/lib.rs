@@ -5,6 +5,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod backing;
 mod batch;
 mod cache;
 mod compressed;

@@ -16,6 +16,7 @@
 
 mod health;
 mod order;
+mod rewrite;
 
 use std::fmt;
 use std::sync::Arc;

@@ -184,14 +184,14 @@ impl Image {
         let clusters = self.geometry.clusters_for(entries * 8);
         let allocation = alloc.allocate_contiguous(clusters)?;
         let place = allocation.offset();
+        // The refcounts of the new place, and what the entries point at, come before the table, and that before the header.
+        self.meta.commit(alloc)?;
         let mut bytes = Vec::new();
         for index in 0..entries {
             bytes.extend_from_slice(&self.l1.get(index).to_be_bytes());
         }
         bytes.resize(bytes.len().next_multiple_of(self.geometry.cluster_len()), 0);
         self.meta.write(Kinds::ACTIVE_L1, place, &bytes)?;
-        // The refcounts of the new place and what the entries point at come first.
-        self.meta.commit(alloc)?;
         let (old_place, old_len) = (self.meta.header().l1_table_offset, old_entries * 8);
         self.meta
             .overlap()

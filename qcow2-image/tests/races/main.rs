@@ -21,3 +21,5 @@ mod refusal;
 mod reuse;
 /// Guest writes must leave snapshots alone.
 mod snapshots;
+/// Many threads at once, and each can tell whether what it reads is right.
+mod stress;

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::case::{Budget, CASES, Case};
 use super::measure::{self, median};
+use super::place;
 use super::table::{self, seconds};
 use crate::cargo::has_program;
 
@@ -123,7 +124,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if cfg!(debug_assertions) {
         println!("this program was built without optimization: the times say little");
     }
-    let dir = args.dir.clone().unwrap_or_else(default_dir);
+    let dir = args.dir.clone().unwrap_or_else(place::default_dir);
     let mut outcomes = Vec::new();
     println!("{}", table::heading());
     for case in cases {
@@ -155,30 +156,9 @@ fn selected(only: &[String]) -> Result<Vec<&'static Case>> {
         .collect())
 }
 
-fn default_dir() -> PathBuf {
-    let shared = Path::new("/dev/shm");
-    if shared.is_dir() {
-        shared.to_owned()
-    } else {
-        env::temp_dir()
-    }
-}
-
 /// Makes one image, measures, and leaves nothing behind.
 fn measured(case: &Case, args: &Args, dir: &Path) -> Result<Outcome> {
-    let free = rustix::fs::statvfs(dir).with_context(|| dir.display().to_string())?;
-    let free = free.f_bavail.saturating_mul(free.f_frsize);
-    let needed = case.disk_bytes();
-    ensure!(
-        free >= needed,
-        "{} has {} MiB free, {} MiB are needed",
-        dir.display(),
-        free >> 20,
-        needed >> 20
-    );
-    let dir = tempfile::Builder::new()
-        .prefix("qcow2-bench-")
-        .tempdir_in(dir)?;
+    let dir = place::folder(dir, case.disk_bytes())?;
     let image = dir.path().join("image.qcow2");
     let started = Instant::now();
     {

@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: whole workloads, side by side with QEMU, as ratios taken in one run.
 //!
-//! `case` has the images, `check` the benchmark, `measure` runs processes, `read` is the yardstick, `table` the outcome on the screen.
+//! `check` is the checker's benchmark: `case` has its images, `read` is the yardstick, `table` the outcome on the screen. `io` is that of
+//! the virtual disk. For both, `measure` runs processes, and `place` finds room for files.
 
 mod case;
 mod check;
+mod io;
 mod measure;
+mod place;
 mod read;
 mod table;
 
@@ -23,6 +26,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Workload {
     Check(check::Args),
+    Io(io::Args),
     #[command(hide = true)]
     Read(read::Args),
 }
@@ -31,6 +35,7 @@ enum Workload {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.workload {
         Workload::Check(args) => check::run(args),
+        Workload::Io(args) => io::run(args),
         Workload::Read(args) => read::run(args),
     }
 }

@@ -54,7 +54,12 @@ impl Image {
         if len == 0 {
             return None;
         }
-        self.check_range(offset, len).ok()?;
+        if !self.is_inside(offset, len) {
+            return None;
+        }
+        if let Some((host, _)) = self.plain(offset, len) {
+            return Some(host.get());
+        }
         match self.source(offset, len).ok()? {
             (Source::Data(host), run) if run == len => Some(host.get()),
             _ => None,
@@ -63,10 +68,13 @@ impl Image {
 
     /// Where a write goes that is one piece of data in place.
     fn simple_write(&self, offset: u64, len: u64) -> Option<u64> {
-        if len == 0 || !self.is_ready() || self.meta.check_writable().is_err() {
+        if len == 0 || !self.is_ready() || !self.meta.is_writable() || !self.is_inside(offset, len)
+        {
             return None;
         }
-        self.check_range(offset, len).ok()?;
+        if let Some((host, true)) = self.plain(offset, len) {
+            return self.check_data(host, len).is_ok().then_some(host.get());
+        }
         let (host, run) = self.in_place(offset, len).ok()??;
         if run != len || self.check_data(host, len).is_err() {
             return None;

@@ -2,20 +2,21 @@
 //!
 //! Reads and in-place writes take no lock. What they must not meet is the reuse of a cluster whose place they have
 //! already looked up, and operations that change the disk as a whole. So each request passes a gate: a counter on its way in, the
-//! same counter on its way out. Counters are per group of threads, so threads don't meet there, and come in two
+//! same counter on its way out. Each thread has a counter of its own, so threads don't meet there, and counters come in two
 //! phases: turning the phase over and waiting for the old one to run dry tells that all requests from before are gone,
 //! without stopping new ones.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize as StdAtomicUsize, Ordering as StdOrdering};
+use std::marker::PhantomData;
+use std::sync::{Mutex as StdMutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use qcow2_cache::sync::atomic::{AtomicU64, Ordering};
 use qcow2_cache::sync::{Condvar, Mutex, MutexGuard, lock, wait, yield_now};
 
-/// Counters; threads beyond this many share them.
-const SLOTS: usize = 32;
+/// Counters. Threads that come when all others are taken share the last.
+const SLOTS: usize = 64;
+const SHARED: usize = SLOTS - 1;
 /// Bit of the state that tells the phase.
 const PHASE: u64 = 1;
 /// Bit of the state that keeps requests out.
@@ -56,6 +57,9 @@ impl Slot {
 /// A request on its way. Must not be held while the gate is closed or drained by the same thread.
 pub(crate) struct Pass<'a> {
     counter: &'a AtomicU64,
+    shared: bool,
+    /// It has to end on the thread that began it.
+    _here: PhantomData<*const ()>,
 }
 
 /// The gate is closed while this lives, and no request is in flight.
@@ -64,17 +68,54 @@ pub(crate) struct Closed<'a> {
     _one: MutexGuard<'a, ()>,
 }
 
-fn slot_of_thread() -> usize {
-    static NEXT: StdAtomicUsize = StdAtomicUsize::new(0);
-    thread_local! {
-        static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
-    }
-    SLOT.with(|slot| {
-        if slot.get() == usize::MAX {
-            slot.set(NEXT.fetch_add(1, StdOrdering::Relaxed) % SLOTS);
+/// The number of a counter that is this thread's, in every gate, while it lives.
+struct Seat(usize);
+
+static VACANT: StdMutex<Vacant> = StdMutex::new(Vacant {
+    next: 0,
+    left: Vec::new(),
+});
+
+struct Vacant {
+    /// Counters from here on were never taken.
+    next: usize,
+    /// Counters of threads that have ended.
+    left: Vec<usize>,
+}
+
+impl Seat {
+    fn take() -> Self {
+        let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seat) = vacant.left.pop() {
+            return Self(seat);
         }
-        slot.get()
-    })
+        if vacant.next == SHARED {
+            return Self(SHARED);
+        }
+        vacant.next += 1;
+        Self(vacant.next - 1)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.0 != SHARED {
+            let mut vacant = VACANT.lock().unwrap_or_else(PoisonError::into_inner);
+            vacant.left.push(self.0);
+        }
+    }
+}
+
+#[inline]
+fn seat() -> usize {
+    thread_local! {
+        static SEAT: Seat = Seat::take();
+    }
+    // The scheduler of the exploration runs all its threads on one.
+    if cfg!(shuttle) {
+        return SHARED;
+    }
+    SEAT.try_with(|seat| seat.0).unwrap_or(SHARED)
 }
 
 impl Gate {
@@ -95,17 +136,29 @@ impl Gate {
     /// Lets a request in; waits while the gate is closed.
     #[inline]
     pub(crate) fn enter(&self) -> Pass<'_> {
+        let seat = seat();
+        let shared = seat == SHARED;
         let [first, ..] = &*self.slots;
-        let slot = self.slots.get(slot_of_thread()).unwrap_or(first);
+        let slot = self.slots.get(seat).unwrap_or(first);
         loop {
             let phase = self.state.load(Ordering::SeqCst) & PHASE;
             let counter = slot.counter(phase);
             // The count comes before any look at the mapping, in the one order that all threads see.
-            counter.fetch_add(1, Ordering::SeqCst);
-            if self.state.load(Ordering::SeqCst) & CLOSED == 0 {
-                return Pass { counter };
+            if shared {
+                counter.fetch_add(1, Ordering::SeqCst);
+            } else {
+                let count = counter.load(Ordering::Relaxed);
+                counter.store(count + 1, Ordering::SeqCst);
             }
-            counter.fetch_sub(1, Ordering::SeqCst);
+            let pass = Pass {
+                counter,
+                shared,
+                _here: PhantomData,
+            };
+            if self.state.load(Ordering::SeqCst) & CLOSED == 0 {
+                return pass;
+            }
+            drop(pass);
             self.wait_until_open();
         }
     }
@@ -181,7 +234,12 @@ fn nap() {
 impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.counter.fetch_sub(1, Ordering::Release);
+        if self.shared {
+            self.counter.fetch_sub(1, Ordering::Release);
+        } else {
+            let count = self.counter.load(Ordering::Relaxed);
+            self.counter.store(count - 1, Ordering::Release);
+        }
     }
 }
 
@@ -210,6 +268,35 @@ mod tests {
         assert!(!gate.drain(), "the first is still in flight");
         drop(pass);
         drop(newer);
+        assert!(gate.drain());
+    }
+
+    #[test]
+    fn more_threads_than_counters_are_all_counted() {
+        let gate = Gate::new();
+        let (send, receive) = mpsc::channel();
+        let (stop, wait) = (Mutex::new(true), Condvar::new());
+        thread::scope(|scope| {
+            for _ in 0..SLOTS * 2 {
+                let send = send.clone();
+                let (gate, stop, wait) = (&gate, &stop, &wait);
+                scope.spawn(move || {
+                    let pass = gate.enter();
+                    send.send(()).unwrap();
+                    let mut stopped = lock(stop);
+                    while *stopped {
+                        stopped = qcow2_cache::sync::wait(wait, stopped);
+                    }
+                    drop(pass);
+                });
+            }
+            for _ in 0..SLOTS * 2 {
+                receive.recv().unwrap();
+            }
+            assert!(!gate.drain());
+            *lock(&stop) = false;
+            wait.notify_all();
+        });
         assert!(gate.drain());
     }
 

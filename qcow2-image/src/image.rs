@@ -21,6 +21,7 @@ use crate::compressed::Unpacked;
 use crate::create::{CreateError, CreateOptions, write_image};
 use crate::gate::Gate;
 use crate::l1::L1Table;
+use crate::mapping::Shape;
 use crate::stripes::Stripes;
 use crate::{ImageError, ImageOptions, ResizeOptions};
 
@@ -46,6 +47,7 @@ const WAITING_MAX: u64 = 4096;
 pub struct Image {
     pub(crate) geometry: Geometry,
     pub(crate) rules: EntryRules,
+    pub(crate) shape: Shape,
     /// The external data file is to be a valid raw image.
     pub(crate) raw_data: bool,
     pub(crate) compression: CompressionType,
@@ -209,6 +211,14 @@ impl Image {
     pub fn trim_caches(&self) {
         self.meta.l2().trim();
         self.meta.refcounts().trim();
+    }
+
+    /// Whether a request lies within the disk.
+    #[inline]
+    pub(crate) fn is_inside(&self, offset: u64, len: u64) -> bool {
+        offset
+            .checked_add(len)
+            .is_some_and(|end| end <= self.size.load(Ordering::Acquire))
     }
 
     /// The end of a request that lies within the disk.

@@ -1,7 +1,9 @@
 //! From a place of the disk to where its bytes come from.
 
 use qcow2_cache::Room;
-use qcow2_format::{ClusterKind, CompressedExtent, GuestOffset, HostOffset, L1Entry, L2Entry};
+use qcow2_format::{
+    ClusterKind, CompressedExtent, EntryRules, GuestOffset, HostOffset, L1Entry, L2Entry,
+};
 use qcow2_io::Storage as _;
 
 use crate::{Image, ImageError};
@@ -25,6 +27,31 @@ impl Source {
         match self {
             Self::Data(offset) => Self::Data(HostOffset::new(offset.get().wrapping_add(len))),
             other => other,
+        }
+    }
+}
+
+/// What the quick way through the mapping needs of the geometry, worked out once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Entries of 8 bytes, and guest data in the image file.
+    plain: bool,
+    l1_shift: u32,
+    /// Takes a guest offset to the place of its entry in the table, in bytes, once masked.
+    entry_shift: u32,
+    table_mask: u64,
+    cluster_mask: u64,
+}
+
+impl Shape {
+    pub(crate) fn new(rules: EntryRules) -> Self {
+        let geometry = rules.geometry;
+        Self {
+            plain: !geometry.extended_l2() && !rules.external_data,
+            l1_shift: geometry.l2_bits() + geometry.cluster_bits(),
+            entry_shift: geometry.cluster_bits() - 3,
+            table_mask: geometry.cluster_size() - 8,
+            cluster_mask: geometry.cluster_size() - 1,
         }
     }
 }
@@ -79,6 +106,31 @@ impl Image {
             None => self.load_entry(at)?,
         };
         Ok(Found { table, entry })
+    }
+
+    /// Where `len` bytes at `guest` lie, and whether they may be overwritten there, for what nearly all requests are: a part of
+    /// one cluster whose table is in memory and whose entry has nothing special. `None` says nothing.
+    #[inline]
+    pub(crate) fn plain(&self, guest: u64, len: u64) -> Option<(HostOffset, bool)> {
+        let shape = &self.shape;
+        let in_cluster = guest & shape.cluster_mask;
+        if !shape.plain || in_cluster + len > shape.cluster_mask + 1 {
+            return None;
+        }
+        let table = self.l1.get(guest >> shape.l1_shift);
+        let offset = table.l2_table();
+        if offset.get() == 0 || offset.get() & shape.cluster_mask != 0 {
+            return None;
+        }
+        let in_table = (guest >> shape.entry_shift) & shape.table_mask;
+        let at = HostOffset::new(offset.get() + in_table);
+        let entry = L2Entry::from_bits(self.meta.l2().get(at)?, 0);
+        let cluster = entry.plain_data()?;
+        if cluster.get() & shape.cluster_mask != 0 {
+            return None;
+        }
+        let host = HostOffset::new(cluster.get() + in_cluster);
+        Some((host, table.is_copied() && entry.is_copied()))
     }
 
     #[inline]

@@ -17,6 +17,7 @@ use crate::cache::CacheSizes;
 use crate::compressed::Unpacked;
 use crate::gate::Gate;
 use crate::l1::L1Table;
+use crate::mapping::Shape;
 use crate::options::Backing;
 use crate::stripes::Stripes;
 use crate::{Image, ImageError, ImageOptions};
@@ -113,6 +114,7 @@ impl Image {
         let image = Self {
             geometry: header.geometry,
             rules: header.entry_rules(),
+            shape: Shape::new(header.entry_rules()),
             raw_data: header.autoclear.raw_external_data(),
             compression: header.compression_type,
             size: AtomicU64::new(header.virtual_size()),

@@ -34,8 +34,11 @@ impl Image {
     #[inline]
     pub(crate) fn read_one(&self, buf: &mut [u8], offset: u64) -> Result<(), ImageError> {
         let len = buf.len() as u64;
-        if len > 0 && self.check_range(offset, len).is_ok() {
+        if len > 0 && self.is_inside(offset, len) {
             let _pass = self.gate.enter();
+            if let Some((host, _)) = self.plain(offset, len) {
+                return Ok(self.meta.storage().read_at(buf, host.get())?);
+            }
             if let (Source::Data(host), run) = self.source(offset, len)?
                 && run == len
             {

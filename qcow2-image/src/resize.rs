@@ -106,10 +106,7 @@ impl Image {
         self.drop_behind(old)?;
         self.grow_l1(self.geometry.l1_entries_for(size))?;
         if self.rules.external_data {
-            let data = self.meta.data();
-            if data.len()? < size || self.raw_data {
-                data.set_len(size)?;
-            }
+            self.grow_data_file(old, size)?;
         }
         // The last cluster may hold old bytes behind the old end, and a longer backing file has some, too.
         let cluster_end = old.next_multiple_of(self.cluster_size()).min(size);
@@ -130,6 +127,19 @@ impl Image {
         }
         self.settle_closed()?;
         self.switch_size(size)
+    }
+
+    fn grow_data_file(&self, old: u64, size: u64) -> Result<(), ImageError> {
+        let data = self.meta.data();
+        let len = data.len()?;
+        // What a raw data file has behind the end of the disk, as when shrinking it failed, must not come back.
+        if self.raw_data && len > old && data.set_len(old).is_err() {
+            data.write_zeroes(old..len.min(size), ZeroFlags::NONE)?;
+        }
+        if data.len()? < size || (self.raw_data && data.len()? != size) {
+            data.set_len(size)?;
+        }
+        Ok(())
     }
 
     /// How far the last, partial cluster has to be zeroed: only if it holds something.

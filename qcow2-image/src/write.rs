@@ -38,13 +38,12 @@ impl Image {
         let len = buf.len() as u64;
         if len > 0 && self.is_ready() {
             let _pass = self.gate.enter();
-            self.check_range(offset, len)?;
-            self.meta.check_writable()?;
-            if let Some((host, run)) = self.in_place(offset, len)?
-                && run == len
+            if self.is_inside(offset, len)
+                && self.meta.is_writable()
+                && let Some((host, true)) = self.plain(offset, len)
             {
-                self.check_data(host, len)?;
-                return Ok(self.meta.data().write_at(buf, host.get())?);
+                self.meta.check_data(host, len)?;
+                return Ok(self.meta.storage().write_at(buf, host.get())?);
             }
         }
         self.write(&[IoSlice::new(buf)], offset, len)

@@ -208,6 +208,12 @@ impl Metadata {
     }
 
     /// Whether writes are welcome.
+    #[inline]
+    pub fn is_writable(&self) -> bool {
+        !self.read_only && !self.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// As [`is_writable`](Self::is_writable), with the reason.
     ///
     /// # Errors
     ///

@@ -27,7 +27,8 @@ impl Content {
                 let mut rest = buf;
                 while !rest.is_empty() {
                     let skip = (position % 8) as usize;
-                    let word = mix(u64::from(tag) << POSITION_BITS | position / 8).to_be_bytes();
+                    let word =
+                        mix((u64::from(tag) << POSITION_BITS) | (position / 8)).to_be_bytes();
                     let len = (8 - skip).min(rest.len());
                     let (part, tail) = rest.split_at_mut(len);
                     part.copy_from_slice(&word[skip..skip + len]);
@@ -44,7 +45,7 @@ impl Content {
             Self::Zeros => 0,
             Self::Byte(byte) => byte,
             Self::Tagged(tag) => {
-                let word = mix(u64::from(tag) << POSITION_BITS | offset / 8).to_be_bytes();
+                let word = mix((u64::from(tag) << POSITION_BITS) | (offset / 8)).to_be_bytes();
                 word[(offset % 8) as usize]
             }
         }

@@ -45,7 +45,11 @@ pub fn run_beside_qemu(
     same(&qemu.read(None)?, &disk).map_err(|failure| failure.during("as QEMU reads it"))?;
     for (number, expected) in First::of(&program.shape).snapshots.iter().enumerate() {
         let name = format!("s{}", number + 1);
-        same(&qemu.read(Some(&name))?, expected)
+        // QEMU shows as much of a snapshot as the disk has now.
+        let mut found = qemu.read(Some(&name))?;
+        let common = found.len().min(expected.len());
+        found.truncate(common);
+        same(&found, &expected[..common])
             .map_err(|failure| failure.during(format_args!("snapshot {name} as QEMU reads it")))?;
     }
     Ok(())
@@ -144,6 +148,11 @@ fn for_qemu(program: &Program) -> Program {
         program.shape.origin = Origin::Qemu(Vec::new());
     }
     let cluster = program.shape.format.cluster_size();
+    if program.shape.cannot_discard() {
+        // Nor can QEMU hide what a longer backing file has.
+        let resizes = |action: &Action| matches!(action, Action::Resize { .. });
+        program.actions.retain(|action| !resizes(action));
+    }
     for action in &mut program.actions {
         make_plain(action);
         // QEMU leaves what was cut off within a cluster; it comes back when the disk grows.

@@ -147,8 +147,7 @@ impl<'a> FaultRuns<'a> {
     /// What is wrong with what comes of it.
     pub fn run(&self, case: FaultCase) -> Result<bool, Failure> {
         let storages = self.storages();
-        let mut wrap: Box<dyn Fn(Arc<dyn Storage>) -> Arc<dyn Storage>> =
-            Box::new(|storage| storage);
+        let mut wrap: Box<Wrap> = Box::new(|storage| storage);
         match case {
             FaultCase::Once {
                 storage,
@@ -260,6 +259,9 @@ impl<'a> FaultRuns<'a> {
         engine.check(files, Tolerance::Recovered)
     }
 }
+
+/// What is put around a storage.
+type Wrap = dyn Fn(Arc<dyn Storage>) -> Arc<dyn Storage>;
 
 /// The operations that fail, and how.
 const FAULTS: [(Operation, StorageErrorKind, bool); 12] = [

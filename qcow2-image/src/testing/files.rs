@@ -13,17 +13,17 @@ use super::failure::{Failure, OrFail};
 use super::shape::{DataFile, Format, Layer, Origin, Shape, Step};
 
 /// Name of the image.
-pub const IMAGE_NAME: &str = "image.qcow2";
+pub(super) const IMAGE_NAME: &str = "image.qcow2";
 /// Name of its data file.
-pub const DATA_NAME: &str = "data.raw";
+pub(super) const DATA_NAME: &str = "data.raw";
 
 /// Name of a file below the image; 0 is the nearest.
-pub fn layer_name(index: usize) -> String {
+pub(super) fn layer_name(index: usize) -> String {
     format!("layer{index}.img")
 }
 
 /// The format of a layer, as images record it.
-pub fn layer_format(layer: &Layer) -> &'static str {
+pub(super) fn layer_format(layer: &Layer) -> &'static str {
     match layer {
         Layer::Raw { .. } => "raw",
         Layer::Qcow2 { .. } => "qcow2",

@@ -48,6 +48,9 @@ pub struct Ledger {
     base: Vec<u8>,
     effects: Vec<Effect>,
     sizes: Vec<u64>,
+    /// Larger than the size in use: of resizes that failed, and may have taken place on disk nevertheless. That harms
+    /// nobody, so nothing but the next resize puts it right.
+    open_sizes: Vec<u64>,
 }
 
 impl Ledger {
@@ -57,6 +60,7 @@ impl Ledger {
             sizes: vec![disk.len() as u64],
             base: disk,
             effects: Vec::new(),
+            open_sizes: Vec::new(),
         }
     }
 
@@ -66,8 +70,8 @@ impl Ledger {
     }
 
     /// Sizes that the disk may have after a crash.
-    pub fn sizes(&self) -> &[u64] {
-        &self.sizes
+    pub fn sizes(&self) -> Vec<u64> {
+        [&self.open_sizes[..], &self.sizes].concat()
     }
 
     /// Notes a change.
@@ -90,14 +94,20 @@ impl Ledger {
         }
         match state {
             // The old one stays the one in use.
+            State::Open if size > old => self.open_sizes.push(size),
             State::Open => self.sizes.insert(0, size),
-            State::Done | State::Durable => self.sizes.push(size),
+            State::Done | State::Durable => {
+                let open = std::mem::take(&mut self.open_sizes);
+                self.sizes.splice(0..0, open);
+                self.sizes.push(size);
+            }
         }
     }
 
     /// Says which of the sizes the disk turned out to have.
     pub fn settle_size(&mut self, size: u64) {
         self.sizes = vec![size];
+        self.open_sizes.clear();
     }
 
     /// Notes that a flush succeeded.
@@ -212,7 +222,8 @@ impl Ledger {
         let place = offset + at as u64;
         let expected = self.read(place..place + 1)[0];
         // The first whole word after it tells the origin.
-        let word = (at..bytes.len().saturating_sub(7)).find(|at| (offset + *at as u64) % 8 == 0);
+        let word =
+            (at..bytes.len().saturating_sub(7)).find(|at| (offset + *at as u64).is_multiple_of(8));
         let origin = word
             .and_then(|at| origin_of(bytes[at..at + 8].try_into().expect("eight bytes")))
             .map_or_else(String::new, |(tag, from)| {
@@ -287,10 +298,7 @@ mod tests {
             [[1; 512].as_slice(), &[0]].concat()
         );
         ledger.flushed();
-        assert_eq!(
-            (ledger.sizes(), ledger.content().len()),
-            (&[2048][..], 2048)
-        );
+        assert_eq!((ledger.sizes(), ledger.content().len()), (vec![2048], 2048));
     }
 
     #[test]

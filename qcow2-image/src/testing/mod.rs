@@ -45,5 +45,5 @@ pub use prepare::{in_folder, in_memory};
 pub use random::Random;
 pub use real::RealEngine;
 pub use shape::{CacheSize, DataFile, Format, Layer, Origin, Scale, Shape, Step, Tuning};
-pub use shrink::{catch, shrink};
+pub use shrink::{catch, shrink, silence_panics};
 pub use snapshots::compare_snapshots;

@@ -18,13 +18,15 @@ use super::shape::{Origin, Shape};
 /// When one can't be made.
 pub fn in_folder(engine: &dyn Engine, shape: &Shape, folder: &Path) -> Result<Files, Failure> {
     let files = Files::in_folder(shape, folder)?;
-    let Origin::Qemu(steps) = &shape.origin else {
+    if let Origin::Qemu(steps) = &shape.origin {
+        // QEMU locks what it opens.
+        drop(files);
+        Qemu::new(folder).create(shape, steps)?;
+    } else {
         make(engine, shape, &files)?;
-        return Ok(files);
-    };
-    // QEMU locks what it opens.
-    drop(files);
-    Qemu::new(folder).create(shape, steps)?;
+        drop(files);
+    }
+    // Nobody writes to the chain any more.
     Files::reopen(shape, folder)
 }
 

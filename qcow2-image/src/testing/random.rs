@@ -12,12 +12,12 @@ impl Random {
     /// The numbers of `seed`. Neighbouring seeds have nothing in common.
     pub fn new(seed: u64) -> Self {
         let mut random = Self { state: seed };
-        random.state = random.next() ^ seed.rotate_left(32);
+        random.state = random.draw() ^ seed.rotate_left(32);
         random
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +27,7 @@ impl Random {
 
     /// A number below `limit`; 0 when there is none.
     pub fn below(&mut self, limit: u64) -> u64 {
-        if limit == 0 { 0 } else { self.next() % limit }
+        if limit == 0 { 0 } else { self.draw() % limit }
     }
 
     /// A number of the range; its start when it is empty.

@@ -27,7 +27,11 @@ impl Engine for RealEngine {
     fn create(&self, shape: &Shape, files: &Files) -> Result<(), Refusal> {
         let format = &shape.format;
         let mut options = CreateOptions::new(format.size)
-            .version(if format.version == 2 { Version::V2 } else { Version::V3 })
+            .version(if format.version == 2 {
+                Version::V2
+            } else {
+                Version::V3
+            })
             .cluster_size(format.cluster_size())
             .refcount_bits(1 << format.refcount_order)
             .preallocation(shape.preallocation)
@@ -115,10 +119,7 @@ fn cache(shape: &Shape) -> CacheOptions {
     let options = CacheOptions::new();
     match shape.tuning.cache {
         CacheSize::Default => options,
-        CacheSize::Tiny => options
-            .l2_bytes(0)
-            .refcount_bytes(0)
-            .l2_slice_bytes(512),
+        CacheSize::Tiny => options.l2_bytes(0).refcount_bytes(0).l2_slice_bytes(512),
         CacheSize::Slices => options
             .l2_bytes(4 * shape.format.cluster_size())
             .l2_slice_bytes(512),

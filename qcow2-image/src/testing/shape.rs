@@ -197,6 +197,9 @@ pub struct Shape {
 impl Shape {
     /// A shape; `qemu` tells whether QEMU may have made it.
     pub fn random(random: &mut Random, scale: Scale, qemu: bool) -> Self {
+        if scale == Scale::Small && random.one_in(16) {
+            return Self::crowded(random);
+        }
         let mut format = random_format(random, scale);
         let mut data_file = DataFile::None;
         if format.version == 3 && random.one_in(6) {
@@ -226,6 +229,32 @@ impl Shape {
             backing,
             origin,
             tuning,
+        }
+    }
+
+    /// An image that soon needs another refcount table.
+    fn crowded(random: &mut Random) -> Self {
+        let format = Format {
+            size: random.within(3500..4000) * 512,
+            version: 3,
+            cluster_bits: 9,
+            refcount_order: 6,
+            extended_l2: false,
+            lazy_refcounts: random.one_in(4),
+            zstd: false,
+        };
+        Self {
+            format,
+            preallocation: Preallocation::Metadata,
+            data_file: DataFile::None,
+            backing: Vec::new(),
+            origin: Origin::Engine,
+            tuning: Tuning {
+                cache: random.pick(&[CacheSize::Default, CacheSize::Tiny]),
+                lazy_refcounts: None,
+                pass_discard: true,
+                discard_no_unref: false,
+            },
         }
     }
 
@@ -269,12 +298,18 @@ fn random_format(random: &mut Random, scale: Scale) -> Format {
 fn random_size(random: &mut Random, scale: Scale, cluster_bits: u32) -> u64 {
     let cluster = 1 << cluster_bits;
     let bytes = match scale {
-        Scale::Full => match random.below(10) {
-            0..6 => random.within(100 * KIB..MIB),
-            6..9 => random.within(MIB..8 * MIB),
+        Scale::Full => match random.below(20) {
+            0..13 => random.within(100 * KIB..MIB),
+            13..19 => random.within(MIB..8 * MIB),
             _ => random.within(8 * MIB..64 * MIB),
         },
-        Scale::Small => random.within(24 * cluster.min(8 * KIB)..64 * cluster.min(16 * KIB)),
+        // A few L2 tables, where they are small.
+        Scale::Small => match cluster_bits {
+            9 => random.within(12 * KIB..300 * KIB),
+            10 => random.within(24 * KIB..500 * KIB),
+            12 => random.within(100 * KIB..700 * KIB),
+            _ => random.within(200 * KIB..MIB),
+        },
     };
     let bytes = bytes.max(3 * cluster);
     match random.below(3) {
@@ -366,6 +401,11 @@ fn random_steps(
             2 => (table + random.below(4)).saturating_sub(2) % clusters,
             _ => random.below(clusters),
         };
+        let is_compressed = |step: &Step| matches!(step, Step::Compressed { cluster: other, .. } if *other == cluster);
+        if by_qemu && steps.iter().any(is_compressed) {
+            // QEMU goes on packing compressed data into a cluster that it has freed and reused for other data.
+            continue;
+        }
         let content = if by_qemu {
             Content::Byte(random.within(1..255) as u8)
         } else {
@@ -382,8 +422,8 @@ fn random_steps(
                 byte: random.within(1..255) as u8,
             },
             3 if format.extended_l2 && !by_qemu => {
-                let allocated = random.next() as u32;
-                let zero = random.next() as u32 & !allocated;
+                let allocated = random.draw() as u32;
+                let zero = random.draw() as u32 & !allocated;
                 Step::Subclusters {
                     cluster,
                     bitmap: u64::from(zero) << 32 | u64::from(allocated),

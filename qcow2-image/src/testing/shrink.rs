@@ -1,10 +1,23 @@
 //! Making a program that fails as small as it can be.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 
 use super::action::Program;
 use super::failure::Failure;
-use super::shape::Origin;
+use super::shape::{CacheSize, Layer, Origin, Shape, Step};
+use crate::create::Preallocation;
+
+thread_local! {
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps panics from being printed, for good: [`catch`] then tells them with their place.
+pub fn silence_panics() {
+    set_hook(Box::new(|panic| {
+        LAST_PANIC.with(|last| *last.borrow_mut() = Some(panic.to_string()));
+    }));
+}
 
 /// Runs `run`; a panic is a failure like others.
 ///
@@ -13,12 +26,13 @@ use super::shape::Origin;
 /// As `run`, or the words of the panic.
 pub fn catch<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let place = LAST_PANIC.with(RefCell::take);
         let words = panic
             .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no words");
-        Err(Failure::new(format!("panic: {words}")))
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        let told = place.or(words).unwrap_or_else(|| "panic".to_owned());
+        Err(Failure::new(told))
     })
 }
 
@@ -50,21 +64,50 @@ pub fn shrink(program: &Program, tries: usize, fails: impl Fn(&Program) -> bool)
         }
         chunk /= 2;
     }
-    let mut index = 0;
-    loop {
+    for simpler in [
+        |shape: &mut Shape| shape.preallocation = Preallocation::Off,
+        |shape: &mut Shape| shape.tuning.cache = CacheSize::Default,
+        |shape: &mut Shape| shape.tuning.lazy_refcounts = None,
+        |shape: &mut Shape| shape.tuning.discard_no_unref = false,
+        |shape: &mut Shape| shape.format.lazy_refcounts = false,
+        |shape: &mut Shape| shape.backing.clear(),
+        |shape: &mut Shape| shape.backing.truncate(1),
+    ] {
         let mut candidate = best.clone();
-        let (Origin::Written(steps) | Origin::Qemu(steps)) = &mut candidate.shape.origin else {
-            break;
-        };
-        if index >= steps.len() {
-            break;
-        }
-        steps.remove(index);
-        if !attempt(candidate, &mut best) {
-            index += 1;
+        simpler(&mut candidate.shape);
+        attempt(candidate, &mut best);
+    }
+    for list in 0..=best.shape.backing.len() {
+        let mut index = 0;
+        loop {
+            let mut candidate = best.clone();
+            let Some(steps) = steps(&mut candidate.shape, list) else {
+                break;
+            };
+            if index >= steps.len() {
+                break;
+            }
+            steps.remove(index);
+            if !attempt(candidate, &mut best) {
+                index += 1;
+            }
         }
     }
     best
+}
+
+/// What was done to the image (0) or to one of the layers below it.
+fn steps(shape: &mut Shape, list: usize) -> Option<&mut Vec<Step>> {
+    if list == 0 {
+        return match &mut shape.origin {
+            Origin::Written(steps) | Origin::Qemu(steps) => Some(steps),
+            Origin::Engine => None,
+        };
+    }
+    match shape.backing.get_mut(list - 1) {
+        Some(Layer::Qcow2 { steps, .. }) => Some(steps),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -225,17 +225,16 @@ impl AfterCrash<'_> {
         compare_snapshots(engine, shape, &self.files, &self.first.snapshots)?;
         if random.one_in(4) {
             let subject = engine.open(shape, &self.files, true)?;
-            return self
-                .admit(subject.disk(), ledger)
+            return admit(subject.disk(), ledger)
                 .map(|_| ())
                 .map_err(|failure| failure.during("opened read-only"));
         }
         let ledger = ledger.clone();
         let mut player = Player::open(engine, shape, &self.files, ledger, Manner::Strict)?;
-        let disk = self.admit(player.disk(), &player.ledger)?;
+        let disk = admit(player.disk(), &player.ledger)?;
         player.ledger.restart(disk);
         if random.one_in(3) {
-            let random = Random::new(random.next());
+            let random = Random::new(random.draw());
             for action in Program::more(shape, random, 4, TAG_AFTER) {
                 player.play(&action).map_err(|failure| {
                     failure.during(format_args!("after the crash, {action:?}"))
@@ -252,18 +251,18 @@ impl AfterCrash<'_> {
             .map_err(|failure| failure.during("opened and closed after the crash"))?;
         compare_snapshots(engine, shape, &self.files, &self.first.snapshots)
     }
+}
 
-    /// Compares the disk and gives its content.
-    fn admit(&self, disk: &dyn Storage, ledger: &Ledger) -> Result<Vec<u8>, Failure> {
-        let size = disk.len().or_fail("asking for the size")?;
-        if !ledger.sizes().contains(&size) {
-            let sizes = ledger.sizes();
-            return Err(Failure::new(format!(
-                "the size is {size}, not in {sizes:?}"
-            )));
-        }
-        let bytes = content(disk)?;
-        ledger.admit(0, &bytes, View::Crashed)?;
-        Ok(bytes)
+/// Compares the disk and gives its content.
+fn admit(disk: &dyn Storage, ledger: &Ledger) -> Result<Vec<u8>, Failure> {
+    let size = disk.len().or_fail("asking for the size")?;
+    if !ledger.sizes().contains(&size) {
+        let sizes = ledger.sizes();
+        return Err(Failure::new(format!(
+            "the size is {size}, not in {sizes:?}"
+        )));
     }
+    let bytes = content(disk)?;
+    ledger.admit(0, &bytes, View::Crashed)?;
+    Ok(bytes)
 }

@@ -85,15 +85,14 @@ impl Overlay {
             let start = (position % PAGE) as usize;
             let count = (PAGE_BYTES - start).min(buf.len() - done);
             let part = &mut buf[done..done + count];
-            match state.pages.get(&number) {
-                Some(page) => part.copy_from_slice(&page[start..start + count]),
-                None => {
-                    let below = self.below(number, state.base_len);
-                    let from = start.min(below.len());
-                    let there = (below.len() - from).min(count);
-                    part[..there].copy_from_slice(&below[from..from + there]);
-                    part[there..].fill(0);
-                }
+            if let Some(page) = state.pages.get(&number) {
+                part.copy_from_slice(&page[start..start + count]);
+            } else {
+                let below = self.below(number, state.base_len);
+                let from = start.min(below.len());
+                let there = (below.len() - from).min(count);
+                part[..there].copy_from_slice(&below[from..from + there]);
+                part[there..].fill(0);
             }
             done += count;
         }

@@ -1,5 +1,6 @@
 //! What a disk may hold after a crash: all that was flushed, and any part of the rest.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use qcow2_io::{Event, Storage};
@@ -65,7 +66,7 @@ impl Moment {
             let kept: Vec<Event> = loss.survivors(number, pieces, random);
             if kept.len() < all {
                 let what = describe(entry);
-                words.push_str(&format!("; {what}: {} of {all} lost", all - kept.len()));
+                _ = write!(words, "; {what}: {} of {all} lost", all - kept.len());
             }
             survivors.extend(kept.into_iter().map(|event| (entry.storage, event)));
         }
@@ -186,7 +187,7 @@ fn apply(event: &Event, bytes: &mut Vec<u8>) {
         Event::Write { offset, bytes: new } if !new.is_empty() => {
             put(*offset, offset + new.len() as u64, &|part| {
                 part.copy_from_slice(new);
-            })
+            });
         }
         Event::WriteZeroes { range, .. } if range.start < range.end => {
             put(range.start, range.end, &|part| part.fill(0));

@@ -12,7 +12,9 @@
 mod bench;
 mod cargo;
 mod check_image;
+mod crash;
 mod fuzz;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -32,7 +34,9 @@ struct Cli {
 enum Command {
     Bench(bench::Args),
     CheckImage(check_image::Args),
+    Crash(crash::Args),
     Fuzz(fuzz::Args),
+    Soak(soak::Args),
     Test(test::Args),
 }
 
@@ -53,7 +57,9 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Bench(args) => bench::run(&args),
         Command::CheckImage(args) => check_image::run(&args),
+        Command::Crash(args) => crash::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
     };
     bench::note_peak();

@@ -8,7 +8,9 @@
 
 use std::marker::PhantomData;
 use std::sync::{Mutex as StdMutex, PoisonError};
+#[cfg(not(shuttle))]
 use std::thread;
+#[cfg(not(shuttle))]
 use std::time::Duration;
 
 use qcow2_cache::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +27,7 @@ const CLOSED: u64 = 2;
 const YIELDS: u32 = 256;
 /// How long [`Gate::drain`] waits at most, in naps.
 const NAPS_MAX: u32 = 200;
+#[cfg(not(shuttle))]
 const NAP: Duration = Duration::from_micros(100);
 
 /// Counts requests in flight, tells when all of a moment are gone, and can keep new ones out.

@@ -223,6 +223,10 @@ impl Image {
 
     /// The end of a request that lies within the disk.
     pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<u64, ImageError> {
+        if len == 0 {
+            // Nothing is nowhere too far.
+            return Ok(offset);
+        }
         let size = self.virtual_size();
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(end),

@@ -357,10 +357,10 @@ impl Image {
     pub(crate) fn discard_all(&self, range: Range<u64>) -> Result<(), ImageError> {
         let size = self.virtual_size();
         let range = range.start.min(size)..range.end.min(size);
-        self.check_discard()?;
         if range.is_empty() {
             return Ok(());
         }
+        self.check_discard()?;
         let (start, end) = self.whole_clusters(&range, size);
         if start >= end {
             return self.zero(range, ZeroFlags::MAY_UNMAP);

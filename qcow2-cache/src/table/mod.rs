@@ -209,10 +209,14 @@ impl TableCache {
                 flags = wait(&set.changed, flags);
                 continue;
             }
-            match self.victim(set_index, &mut flags) {
-                Some(way) => break way,
-                None => return Ok(Room::Full),
+            if let Some(way) = self.victim(set_index, &mut flags) {
+                break way;
             }
+            // What is being loaded or written makes room by itself.
+            if !flags.of.iter().any(Flags::is_busy) {
+                return Ok(Room::Full);
+            }
+            flags = wait(&set.changed, flags);
         };
         if let Some(flags) = flags.of.get_mut(way) {
             flags.loading = Some(key);

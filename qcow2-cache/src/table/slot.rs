@@ -17,6 +17,11 @@ pub(super) struct Flags {
 }
 
 impl Flags {
+    /// Whether someone is at work on it, and will soon be done.
+    pub(super) fn is_busy(&self) -> bool {
+        self.loading.is_some() || self.writing > 0
+    }
+
     /// Whether the slot may be given to another slice.
     pub(super) fn is_idle(&self) -> bool {
         self.loading.is_none() && !self.dirty && self.writing == 0

@@ -58,9 +58,9 @@ fn callers(log: &Arc<Log>, each: usize, fails: fn(u64) -> bool) {
     };
     let threads: Vec<_> = (0..3).map(start).collect();
     (0..each).for_each(|_| log.call(fails));
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     // Each caller at most once, and fewer where they shared.
     assert!(log.runs.lock().unwrap().len() <= 4 * each);
 }
@@ -73,7 +73,7 @@ fn each_caller_is_covered_by_a_run_that_began_after_it_asked() {
 #[test]
 fn who_shares_a_run_shares_its_error_and_no_one_else_does() {
     explore(2000, || {
-        callers(&Arc::default(), 2, |number| number % 2 == 1)
+        callers(&Arc::default(), 2, |number| number % 2 == 1);
     });
 }
 

@@ -8,8 +8,8 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use qcow2_image::testing::{
-    Failure, FaultRuns, Program, RealEngine, Scale, in_memory, qemu, run_beside_qemu, run_by_qemu,
-    run_in_memory,
+    Engine, Failure, FaultRuns, Program, RealEngine, Scale, in_memory, qemu, run_beside_qemu,
+    run_by_qemu, run_in_memory,
 };
 
 use programs::Plan;
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Lets everything fail that can, one at a time.
-fn faults(engine: &RealEngine, program: &Program, folder: &Path) -> Result<u64, Failure> {
+fn faults(engine: &dyn Engine, program: &Program, folder: &Path) -> Result<u64, Failure> {
     let files = in_memory(engine, &program.shape, Some(folder))?;
     let runs = FaultRuns::new(engine, program, &files)?;
     let mut met = 0;

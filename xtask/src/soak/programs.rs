@@ -1,5 +1,6 @@
 //! Many programs on all cores, each judged by a function.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -92,7 +93,7 @@ where
                             Err(one) => {
                                 let words = one.words();
                                 bar.suspend(|| println!("{words}"));
-                                lock(failed).push(one);
+                                lock(failed).push(*one);
                             }
                         }
                         *lock(slot) = None;
@@ -112,7 +113,7 @@ where
         })
     }
 
-    fn one(&self, seed: u64, folder: &Path) -> std::result::Result<u64, Failed> {
+    fn one(&self, seed: u64, folder: &Path) -> std::result::Result<u64, Box<Failed>> {
         let judge = |program: &Program| {
             empty(folder)?;
             catch(|| (self.judge)(program, folder))
@@ -127,11 +128,11 @@ where
             let failure = judge(&small).err().unwrap_or_else(|| failure.clone());
             (small, failure)
         });
-        Err(Failed {
+        Err(Box::new(Failed {
             seed,
             failure,
             small,
-        })
+        }))
     }
 }
 
@@ -140,9 +141,9 @@ impl Failed {
     pub(crate) fn words(&self) -> String {
         let mut words = format!("seed {}: {}", self.seed, self.failure);
         if let Some((program, failure)) = &self.small {
-            words.push_str(&format!("\n  shrunk: {failure}\n  {:?}", program.shape));
+            _ = write!(words, "\n  shrunk: {failure}\n  {:?}", program.shape);
             for (number, action) in program.actions.iter().enumerate() {
-                words.push_str(&format!("\n  {number}: {action:?}"));
+                _ = write!(words, "\n  {number}: {action:?}");
             }
         }
         words

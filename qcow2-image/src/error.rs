@@ -55,12 +55,9 @@ pub enum ImageError {
         /// Why.
         source: Box<ImageError>,
     },
-    /// A backing file is in its own chain.
-    #[error("the backing file {path:?} is part of the chain already")]
-    Loop {
-        /// Where it is.
-        path: PathBuf,
-    },
+    /// A file that an image names is a layer of the chain already.
+    #[error("it is part of the chain already")]
+    InChain,
     /// The chain has too many layers.
     #[error("the chain has more than {max} layers")]
     Deep {

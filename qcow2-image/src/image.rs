@@ -13,7 +13,7 @@ use qcow2_cache::sync::{Mutex, lock};
 use qcow2_format::header::CompressionType;
 use qcow2_format::{EntryRules, Geometry, GuestOffset, Header};
 use qcow2_io::{
-    Extent, Limits, Op, Operation, Result as StorageResult, Storage, StorageError,
+    Extent, Limits, MAX_LEN, Op, Operation, Result as StorageResult, Storage, StorageError,
     StorageErrorKind, ZeroFlags,
 };
 
@@ -334,9 +334,14 @@ impl Storage for Image {
 }
 
 fn check_order(operation: Operation, range: &Range<u64>) -> StorageResult<u64> {
-    range.end.checked_sub(range.start).ok_or_else(|| {
-        StorageError::new(operation, StorageErrorKind::Invalid)
-            .at(range.start, 0)
-            .with_detail("the range ends before it starts")
-    })
+    let refuse = |kind| StorageError::new(operation, kind).at(range.start, 0);
+    let Some(len) = range.end.checked_sub(range.start) else {
+        return Err(
+            refuse(StorageErrorKind::Invalid).with_detail("the range ends before it starts")
+        );
+    };
+    if range.end > MAX_LEN {
+        return Err(refuse(StorageErrorKind::OutOfRange).at(range.start, len));
+    }
+    Ok(len)
 }

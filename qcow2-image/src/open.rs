@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use qcow2_alloc::Allocator;
 use qcow2_cache::sync::Mutex;
-use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64};
+use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::{Metadata, MetadataOptions};
-use qcow2_check::chain::{MAX_LAYERS, References, Resolver};
+use qcow2_check::chain::{MAX_LAYERS, References, Resolved, Resolver};
 use qcow2_format::Header;
 use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::raw;
@@ -26,6 +26,9 @@ use crate::{Image, ImageError, ImageOptions};
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     resolver: Resolver,
+    /// Layers down to this one.
+    layers: usize,
+    /// Which files they are, as far as they are files.
     seen: Vec<FileIdentity>,
 }
 
@@ -38,23 +41,47 @@ impl Context {
         };
         Self {
             resolver,
+            layers: 1,
             seen: identity.into_iter().collect(),
         }
     }
 
-    /// The same chain, one layer down.
-    fn below(&self, path: &Path, file: &File) -> Result<Self, ImageError> {
+    /// Opens a file that an image of the chain names, unless it is in the chain already.
+    fn open(
+        &self,
+        what: &'static str,
+        found: &Resolved,
+        options: &FileOptions,
+    ) -> Result<File, ImageError> {
+        let wrap = |error| referenced(what, found.path.clone(), error);
+        let file = match self.check_new(&found.canonical) {
+            Ok(()) => options.open(&found.canonical).map_err(ImageError::from),
+            Err(error) => Err(error),
+        };
+        let file = file.map_err(wrap)?;
+        // Again: the name may lead elsewhere by now.
         if self.seen.contains(&file.identity()) {
-            return Err(ImageError::Loop {
-                path: path.to_owned(),
-            });
+            return Err(wrap(ImageError::InChain));
         }
-        if self.seen.len() + 1 >= MAX_LAYERS {
+        Ok(file)
+    }
+
+    /// Before it is opened, for its lock would be the first to notice, and in other words.
+    fn check_new(&self, path: &Path) -> Result<(), ImageError> {
+        if self.seen.contains(&FileIdentity::of(path)?) {
+            return Err(ImageError::InChain);
+        }
+        Ok(())
+    }
+
+    /// The same chain, one layer down.
+    fn below(mut self, file: &File) -> Result<Self, ImageError> {
+        if self.layers >= MAX_LAYERS {
             return Err(ImageError::Deep { max: MAX_LAYERS });
         }
-        let mut below = self.clone();
-        below.seen.push(file.identity());
-        Ok(below)
+        self.layers += 1;
+        self.seen.push(file.identity());
+        Ok(self)
     }
 }
 
@@ -133,10 +160,12 @@ impl Image {
             cleaned: Mutex::default(),
             ready: AtomicBool::new(false),
             getting_ready: Mutex::new(()),
-            closed: AtomicBool::new(false),
+            // Until it is known to be fit for writing: dropping it must not touch the file.
+            closed: AtomicBool::new(true),
         };
         if !options.read_only {
             image.begin_writing(&header)?;
+            image.closed.store(false, Ordering::Release);
         }
         Ok(image)
     }
@@ -191,17 +220,7 @@ fn open_data_file(
         .resolver
         .data_file(&image, name)
         .map_err(|source| ImageError::Reference { what: WHAT, source })?;
-    let file = FileOptions::new()
-        .write(!options.read_only)
-        .open(&found.canonical)
-        .map_err(|error| referenced(WHAT, found.path.clone(), error.into()))?;
-    if context.seen.contains(&file.identity()) {
-        return Err(referenced(
-            WHAT,
-            found.path.clone(),
-            ImageError::Loop { path: found.path },
-        ));
-    }
+    let file = context.open(WHAT, &found, &FileOptions::new().write(!options.read_only))?;
     Ok(Some(Arc::new(file)))
 }
 
@@ -222,10 +241,8 @@ fn open_backing(
         .backing_file(path.unwrap_or(Path::new("")), name)
         .map_err(|source| ImageError::Reference { what: WHAT, source })?;
     let wrap = |error| referenced(WHAT, found.path.clone(), error);
-    let file = FileOptions::new()
-        .open(&found.canonical)
-        .map_err(|error| wrap(error.into()))?;
-    context = context.below(&found.path, &file)?;
+    let file = context.open(WHAT, &found, &FileOptions::new())?;
+    context = context.below(&file)?;
     let is_qcow2 = match header.backing_format() {
         Some(b"raw") => false,
         Some(b"qcow2") => true,

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::SeekFrom;
+use rustix::fs::{FileType, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::extent::ExtentList;
@@ -64,6 +64,33 @@ pub struct FileIdentity {
     device: u64,
     /// `None` for a block device, which any number of nodes may name.
     inode: Option<u64>,
+}
+
+impl FileIdentity {
+    /// Which file a path leads to, without opening it.
+    ///
+    /// # Errors
+    ///
+    /// When the path leads nowhere.
+    pub fn of(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let stat = retry_on_intr(|| rustix::fs::stat(path))
+            .map_err(|errno| StorageError::from_io(Operation::Open, errno).in_path(path))?;
+        Ok(Self::from_stat(&stat))
+    }
+
+    fn from_stat(stat: &rustix::fs::Stat) -> Self {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+            return Self {
+                device: stat.st_rdev,
+                inode: None,
+            };
+        }
+        Self {
+            device: stat.st_dev,
+            inode: Some(stat.st_ino),
+        }
+    }
 }
 
 impl File {

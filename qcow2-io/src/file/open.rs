@@ -252,10 +252,7 @@ impl File {
             Err(StorageError::new(Operation::Open, StorageErrorKind::Invalid).with_detail(what))
         };
         let (mut fixed_len, mut unit) = (None, 1);
-        let mut identity = FileIdentity {
-            device: stat.st_dev,
-            inode: Some(stat.st_ino),
-        };
+        let identity = FileIdentity::from_stat(&stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
             FileType::BlockDevice => {
@@ -264,10 +261,6 @@ impl File {
                 // Whole pages, too: parts of cached pages would be zeroed even where the device then refuses.
                 let block = u64::from(rustix::fs::ioctl_blksszget(&inner).map_err(open_error)?);
                 unit = block.max(rustix::param::page_size() as u64);
-                identity = FileIdentity {
-                    device: stat.st_rdev,
-                    inode: None,
-                };
             }
             FileType::Directory => return no_disk("it is a directory"),
             FileType::Fifo => return no_disk("it is a pipe"),

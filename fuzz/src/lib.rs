@@ -39,7 +39,7 @@ impl Seed {
 }
 
 /// Every target, in the order in which they run.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target {
         name: "header",
         about: "Decodes a header with its extensions and backing name, and encodes it again.",
@@ -74,5 +74,12 @@ pub const TARGETS: [Target; 5] = [
         max_len_bytes: 256 << 10,
         run: qcow2_check::fuzzing::image,
         seeds: seeds::check_image,
+    },
+    Target {
+        name: "image",
+        about: "Opens the input as an image, and reads, writes, cuts and discards.",
+        max_len_bytes: 256 << 10,
+        run: qcow2_image::fuzzing::image,
+        seeds: seeds::image,
     },
 ];

@@ -13,6 +13,9 @@ pub mod create;
 mod cuts;
 mod error;
 mod extents;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod image;
 mod l1;

@@ -1,10 +1,14 @@
 //! Whole images, a few kilobytes each, that between them have every structure.
 
+use std::sync::Arc;
+
 use qcow2_check::synth::{Builder, SynthError, Zero, deflate};
 use qcow2_format::bitmap::BitmapFlags;
 use qcow2_format::header::{CryptMethod, CryptoExtension, Extension, Version};
 use qcow2_format::{Geometry, GuestCluster, HostOffset, L2Entry};
-use qcow2_io::Memory;
+use qcow2_image::Image;
+use qcow2_image::create::{CreateOptions, Preallocation};
+use qcow2_io::{Memory, Storage};
 
 use super::header;
 use crate::Seed;
@@ -16,6 +20,87 @@ pub(crate) fn check_image() -> Vec<Seed> {
         |(name, image): (String, Vec<u8>)| Seed::new(name, [image, settings.to_vec()].concat());
     let images = images().expect("within the format's limits");
     images.into_iter().map(seed).collect()
+}
+
+/// The same images, and some that the engine made, each with several tails of settings and requests.
+pub(crate) fn image() -> Vec<Seed> {
+    // Kind, border, its number, how far beside it, length, unit of the length.
+    let requests: [[[u8; 6]; 8]; 3] = [
+        [
+            [1, 0, 0, 0, 200, 0],
+            [1, 8, 1, 3, 2, 3],
+            [5, 2, 1, 0, 1, 3],
+            [9, 0, 0, 0, 0, 0],
+            [1, 14, 2, 5, 255, 1],
+            [7, 2, 0, 0, 2, 3],
+            [0, 0, 0, 0, 8, 3],
+            [11, 0, 0, 0, 255, 3],
+        ],
+        [
+            [2, 13, 0, 4, 4, 0],
+            [10, 3, 2, 0, 0, 0],
+            [3, 2, 3, 0, 64, 1],
+            [8, 2, 0, 0, 5, 3],
+            [4, 10, 1, 2, 3, 2],
+            [10, 2, 5, 0, 0, 0],
+            [9, 0, 0, 0, 0, 0],
+            [1, 0, 0, 0, 5, 3],
+        ],
+        [
+            [6, 4, 3, 0, 7, 2],
+            [1, 4, 5, 0, 9, 2],
+            [5, 4, 5, 0, 3, 2],
+            [7, 4, 1, 0, 30, 2],
+            [9, 0, 0, 0, 0, 0],
+            [1, 16, 1, 1, 100, 0],
+            [1, 2, 0, 0, 1, 3],
+            [11, 0, 0, 0, 9, 3],
+        ],
+    ];
+    let settings: [[u8; 8]; 4] = [
+        [0, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 48, 0, 80, 0, 0, 0],
+        [9, 3, 8 | 64, 2, 7, 0, 0, 0],
+        [0, 0, 2 | 4, 0, 9, 0, 0, 0],
+    ];
+    let mut images = images().expect("within the format's limits");
+    images.extend(created());
+    let mut seeds = Vec::new();
+    for (index, (name, image)) in images.into_iter().enumerate() {
+        for (number, requests) in requests.iter().enumerate() {
+            let settings = settings.iter().cycle().nth(index + number);
+            let tail = settings.into_iter().flatten().copied();
+            let tail = tail.chain(requests.concat());
+            let bytes = image.iter().copied().chain(tail).collect();
+            seeds.push(Seed::new(format!("{name}-{number}"), bytes));
+        }
+    }
+    seeds
+}
+
+/// Empty disks of many kinds.
+fn created() -> Vec<(String, Vec<u8>)> {
+    let disk = || CreateOptions::new(100 << 10).cluster_size(512);
+    let data: Arc<dyn Storage> = Arc::new(Memory::new());
+    let with_data = disk().data_file("data").data_file_storage(data);
+    let kinds = [
+        ("new-v2", disk().version(Version::V2)),
+        ("new-lazy", disk().lazy_refcounts(true).refcount_bits(1)),
+        ("new-extended", disk().cluster_size(16384).extended_l2(true)),
+        (
+            "new-preallocated",
+            disk().preallocation(Preallocation::Metadata),
+        ),
+        ("new-data", with_data.clone()),
+        ("new-raw-data", with_data.data_file_raw(true)),
+    ];
+    let made = kinds.into_iter().map(|(name, options)| {
+        let memory = Memory::new();
+        Image::create(&memory, &options).expect("options that go together");
+        let bytes = memory.to_vec().expect("a small image");
+        (name.to_owned(), bytes)
+    });
+    made.collect()
 }
 
 /// The images with their names.

@@ -5,5 +5,5 @@ mod image;
 mod tables;
 
 pub(crate) use header::{header, luks};
-pub(crate) use image::check_image;
+pub(crate) use image::{check_image, image};
 pub(crate) use tables::{refcount_block, tables};

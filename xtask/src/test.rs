@@ -1,11 +1,12 @@
-//! `cargo xtask test`: doctests, then every test of the workspace, and what did not run.
+//! `cargo xtask test`: doctests, schedules, then every test of the workspace, and what did not run.
 
 use std::env;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::cargo::{cargo, has_program, has_subcommand};
+use crate::cargo::{cargo, has_program, has_subcommand, workspace_root};
 
 /// Programs that some tests compare this project with.
 const QEMU_TOOLS: [&str; 2] = ["qemu-img", "qemu-io"];
@@ -18,7 +19,7 @@ const NEEDS_QEMU: &str = "qemu";
 
 /// Run every test of the workspace
 ///
-/// Doctests come first, then all others, with cargo-nextest where it is installed and with `cargo test` elsewhere. Both
+/// Doctests come first, then schedules of threads that a deterministic scheduler explores, then all others, with cargo-nextest where it is installed and with `cargo test` elsewhere. Both
 /// run to the end, and what failed is named. Tests that compare with QEMU skip themselves where its tools are missing;
 /// with QCOW2_REQUIRE_QEMU=1 in the environment (or CI set) they fail instead.
 #[derive(Debug, clap::Args)]
@@ -67,6 +68,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             ]),
         )?;
     }
+    if args.extra.is_empty() {
+        step("schedules", &mut schedules())?;
+    }
     // Last, so that the runner's summary is the last thing on the screen.
     step("tests", &mut runner(nextest, &args.extra))?;
 
@@ -75,6 +79,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     eprintln!("failed: {}", failed.join(", "));
     Ok(ExitCode::FAILURE)
+}
+
+/// The command that explores schedules. It builds with locks of its own, in a folder of its own, so that the other builds stay.
+fn schedules() -> Command {
+    let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
+    flags.push(" --cfg shuttle");
+    let target = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace_root().join("target"), PathBuf::from);
+    let mut command = cargo();
+    command
+        .args(["test", "--quiet", "--no-fail-fast", "--test", "shuttle"])
+        .args([
+            "-p",
+            "qcow2-cache",
+            "-p",
+            "qcow2-alloc",
+            "-p",
+            "qcow2-image",
+        ])
+        .arg("--target-dir")
+        .arg(target.join("shuttle"))
+        .env("RUSTFLAGS", flags);
+    command
 }
 
 /// The command that runs all but the doctests.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use qcow2_check::{Options, Verdict, check};
+use qcow2_format::header::AutoclearFeatures;
 use qcow2_image::create::CreateOptions;
 use qcow2_image::{CacheOptions, Image};
 use qcow2_io::{Memory, Storage, ZeroFlags};
@@ -145,6 +146,9 @@ fn what_is_wrong_beyond_refcounts_is_not_recovered() {
     crashed
         .write_at(&(1 << 63 | 0x123_4567_0200_u64).to_be_bytes(), l1)
         .unwrap();
+    edit_header(&crashed, |header| {
+        header.autoclear = AutoclearFeatures::from_bits(1 << 40);
+    });
     let before = crashed.to_vec().unwrap();
     let words = refusal(Image::options().open(crashed.clone()));
     assert!(words.contains("was not closed"), "{words}");

@@ -18,11 +18,12 @@ impl Image {
     /// were left behind are put right.
     pub(crate) fn begin_writing(&self, header: &Header) -> Result<(), ImageError> {
         let keep = header.autoclear.bits() & !header.autoclear.unknown();
-        self.meta.clear_autoclear(keep)?;
         if header.incompatible.dirty() {
-            self.recover()?;
+            // It may refuse, so it comes before the first write and does that itself.
+            self.recover(keep)
+        } else {
+            Ok(self.meta.clear_autoclear(keep)?)
         }
-        Ok(())
     }
 
     #[inline]

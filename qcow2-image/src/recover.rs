@@ -12,12 +12,12 @@ const COPIED: u64 = 1 << 63;
 
 impl Image {
     /// Counts all references, puts refcounts and COPIED flags right and clears the dirty bit. Until that is cleared, last of
-    /// all, the image is as good or bad as before.
+    /// all, the image is as good or bad as before. Of the autoclear bits it leaves those in `keep`.
     ///
     /// # Errors
     ///
     /// [`ImageError::Unrecoverable`] if anything else is wrong with the image, before the first write.
-    pub(crate) fn recover(&self) -> Result<(), ImageError> {
+    pub(crate) fn recover(&self, keep: u64) -> Result<(), ImageError> {
         let storage = self.meta.storage();
         let alloc = self.alloc()?;
         let references =
@@ -35,6 +35,7 @@ impl Image {
                 detail: "not all references could be found".to_owned(),
             });
         }
+        self.meta.clear_autoclear(keep)?;
         alloc.cover(references.end())?;
         let set = references
             .refcount_differences(|wrong| flow(alloc.set_refcount(wrong.cluster, wrong.expected)))

@@ -195,7 +195,9 @@ impl Image {
         let allocation = alloc.allocate_contiguous(clusters)?;
         let place = allocation.offset();
         // The refcounts of the new place, and what the entries point at, come before the table, and that before the header.
+        // Lazy refcounts, too: without a dirty bit nothing else would say that the new place is taken.
         self.meta.commit(alloc)?;
+        self.meta.write_refcounts()?;
         let mut bytes = Vec::new();
         for index in 0..entries {
             bytes.extend_from_slice(&self.l1.get(index).to_be_bytes());

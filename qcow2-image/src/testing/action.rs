@@ -51,6 +51,8 @@ pub enum Action {
     Flush,
     /// The image is closed and opened.
     Reopen,
+    /// The program that uses the image is killed, and another opens it: what was not flushed may be there or not.
+    Kill,
     /// The disk gets another size.
     Resize {
         /// The new size in bytes, a multiple of 512.
@@ -93,6 +95,7 @@ impl Program {
             Scale::Small => random.within(4..24),
         };
         let mut writer = Writer::new(&shape, random);
+        writer.may_kill = scale == Scale::Small;
         let actions = (0..count).map(|_| writer.action()).collect();
         Self {
             seed,
@@ -115,6 +118,8 @@ struct Writer<'a> {
     random: Random,
     size: u64,
     tag: u32,
+    /// Whether space may be lost, as it is when a program is killed.
+    may_kill: bool,
     /// Places that are met again and again.
     hot: Vec<u64>,
 }
@@ -135,6 +140,7 @@ impl<'a> Writer<'a> {
             random,
             size,
             tag: 0,
+            may_kill: false,
             hot,
         }
     }
@@ -144,6 +150,7 @@ impl<'a> Writer<'a> {
             0..12 => self.change(),
             12 | 13 => self.read(),
             14 | 15 => Action::Flush,
+            16 if self.may_kill && self.random.one_in(3) => Action::Kill,
             16 => Action::Reopen,
             17 => self.batch(),
             18 if self.random.one_in(2) => Action::WriteBeyond {

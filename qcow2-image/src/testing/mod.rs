@@ -19,6 +19,7 @@ mod failure;
 mod faults;
 mod files;
 mod ledger;
+mod lifeline;
 mod play;
 mod prepare;
 pub mod qemu;

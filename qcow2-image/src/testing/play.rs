@@ -14,6 +14,7 @@ use super::engine::{Engine, Refusal, Subject, Tolerance};
 use super::failure::{Failure, OrFail};
 use super::files::Files;
 use super::ledger::{Ledger, State, View};
+use super::lifeline::Lifeline;
 use super::random::Random;
 use super::shape::Shape;
 
@@ -35,6 +36,8 @@ pub struct Player<'a> {
     shape: &'a Shape,
     files: &'a Files,
     subject: Option<Box<dyn Subject>>,
+    lifeline: Lifeline,
+    killed: bool,
     manner: Manner,
     /// What the disk must hold.
     pub ledger: Ledger,
@@ -60,6 +63,8 @@ impl<'a> Player<'a> {
             shape,
             files,
             subject: None,
+            lifeline: Lifeline::default(),
+            killed: false,
             manner,
             ledger,
             refusals: Vec::new(),
@@ -128,8 +133,15 @@ impl<'a> Player<'a> {
             Action::Reopen => {
                 self.close()?;
                 if self.manner == Manner::Strict {
-                    self.engine.check(self.files, Tolerance::Closed)?;
+                    self.engine.check(self.files, self.tolerance())?;
                 }
+                self.reopen()
+            }
+            Action::Kill => {
+                self.lifeline.cut();
+                self.killed = true;
+                self.subject = None;
+                self.ledger.forget_unflushed();
                 self.reopen()
             }
             Action::Resize {
@@ -182,10 +194,13 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Lets go of the image without a word, as far as that is possible.
-    pub fn abandon(&mut self) {
-        self.subject = None;
-        self.ledger.forget_unflushed();
+    /// How far the image may be from perfect once it is closed: a killed program leaves leaks.
+    pub fn tolerance(&self) -> Tolerance {
+        if self.killed {
+            Tolerance::Recovered
+        } else {
+            Tolerance::Closed
+        }
     }
 
     /// Opens the image again.
@@ -194,7 +209,17 @@ impl<'a> Player<'a> {
     ///
     /// When it does not open, in tolerant manner twice in a row.
     pub fn reopen(&mut self) -> Result<(), Failure> {
-        let open = || self.engine.open(self.shape, self.files, false);
+        self.lifeline = Lifeline::default();
+        let held = Files {
+            image: self.lifeline.hold(&self.files.image),
+            data: self
+                .files
+                .data
+                .as_ref()
+                .map(|data| self.lifeline.hold(data)),
+            ..self.files.clone()
+        };
+        let open = || self.engine.open(self.shape, &held, false);
         let subject = match (open(), self.manner) {
             (Ok(subject), _) => subject,
             (Err(refusal), Manner::Strict) => return Err(Failure::from(refusal).during("opening")),

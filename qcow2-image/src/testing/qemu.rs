@@ -231,6 +231,7 @@ fn action_commands(action: &Action, size: &mut u64) -> Vec<String> {
         Action::Discard { .. }
         | Action::Read { .. }
         | Action::Reopen
+        | Action::Kill
         | Action::Extents { .. }
         | Action::WriteBeyond { .. } => None,
     };

@@ -76,7 +76,7 @@ impl Storage for FlatDisk {
         self.cut(&range, qcow2_io::Operation::Write)?;
         let mut state = self.state.lock().unwrap();
         state.writes += 1;
-        if self.wrong == Wrong::WriteShort && state.writes % 3 == 0 {
+        if self.wrong == Wrong::WriteShort && state.writes.is_multiple_of(3) {
             bytes.pop();
         }
         if self.wrong == Wrong::Smears && offset >= 4096 {

@@ -127,13 +127,14 @@ fn record(
         });
     }
     player.close()?;
+    let tolerance = player.tolerance();
     scenes.push(Scene {
         end: tape.position(),
         flushes: true,
         ledger: player.ledger.clone(),
     });
     drop(player);
-    engine.check(&files, Tolerance::Closed)?;
+    engine.check(&files, tolerance)?;
     Ok(Recording {
         start,
         entries: tape.take(),

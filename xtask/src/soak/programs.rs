@@ -172,7 +172,17 @@ impl Summary {
 /// Names programs that take very long, each once.
 fn watch(running: &[Mutex<Option<(u64, Instant)>>], bar: &ProgressBar, is_over: impl Fn() -> bool) {
     let mut named = Vec::new();
+    let mut told = Instant::now();
     while !is_over() {
+        // Where nobody sees the bar.
+        if bar.is_hidden() && told.elapsed() > PATIENCE / 4 {
+            told = Instant::now();
+            println!(
+                "{} of {} programs",
+                bar.position(),
+                bar.length().unwrap_or(0)
+            );
+        }
         thread::sleep(Duration::from_millis(200));
         for slot in running {
             if let Some((seed, since)) = *lock(slot)

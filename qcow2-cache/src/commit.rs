@@ -147,3 +147,90 @@ impl<E> Drop for Run<'_, E> {
         self.commit.finished.notify_all();
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+#[expect(clippy::unwrap_used, reason = "a panic fails the test")]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn alone_every_call_is_a_run_with_its_own_result() {
+        let commit = GroupCommit::default();
+        let mut runs = 0;
+        for number in 0..5 {
+            let work = || {
+                runs += 1;
+                if number == 3 { Err("third") } else { Ok(()) }
+            };
+            let expected = if number == 3 { Err("third") } else { Ok(()) };
+            assert_eq!(commit.run(work, |error| *error), expected);
+        }
+        assert_eq!(runs, 5);
+    }
+
+    /// Callers that come while a run is under way; gives how often there was another, and what each got.
+    fn who_come_later(
+        first: Result<(), u32>,
+        later: Result<(), u32>,
+    ) -> (usize, Vec<Result<(), u32>>) {
+        let commit = GroupCommit::default();
+        let runs = Mutex::new(0);
+        let (started, has_started) = channel();
+        let (proceed, may_proceed) = channel();
+        let results = thread::scope(|scope| {
+            let one = scope.spawn(|| {
+                let work = move || {
+                    started.send(()).unwrap();
+                    may_proceed.recv().unwrap();
+                    first
+                };
+                commit.run(work, |error| *error)
+            });
+            has_started.recv().unwrap();
+            let call = || {
+                let work = || {
+                    *lock(&runs) += 1;
+                    later
+                };
+                commit.run(work, |error| *error)
+            };
+            let others: Vec<_> = (0..4).map(|_| scope.spawn(call)).collect();
+            while lock(&commit.state).waiting < 4 {
+                thread::yield_now();
+            }
+            proceed.send(()).unwrap();
+            assert_eq!(one.join().unwrap(), first);
+            others
+                .into_iter()
+                .map(|other| other.join().unwrap())
+                .collect()
+        });
+        assert!(lock(&commit.state).failed.is_empty());
+        let runs = *lock(&runs);
+        (runs, results)
+    }
+
+    #[test]
+    fn all_who_come_during_a_run_share_the_next() {
+        assert_eq!(who_come_later(Ok(()), Ok(())), (1, vec![Ok(()); 4]));
+    }
+
+    #[test]
+    fn an_error_is_for_those_whose_run_it_was() {
+        assert_eq!(who_come_later(Err(1), Ok(())), (1, vec![Ok(()); 4]));
+        assert_eq!(who_come_later(Ok(()), Err(2)), (1, vec![Err(2); 4]));
+    }
+
+    #[test]
+    fn after_a_panic_the_next_caller_runs() {
+        let commit: GroupCommit<u32> = GroupCommit::default();
+        let call = || commit.run(|| resume_unwind(Box::new("on purpose")), |error| *error);
+        assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+        assert_eq!(commit.run(|| Err(5), |error| *error), Err(5));
+        assert_eq!(commit.run(|| Ok(()), |error| *error), Ok(()));
+    }
+}

@@ -1,1 +1,283 @@
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
 use super::*;
+
+const SLICE: u64 = 512;
+
+fn at(slice: u64) -> HostOffset {
+    HostOffset::new(slice * SLICE)
+}
+
+/// A cache of so many slices, all in one set if they are fewer than 16.
+fn cache(slices: usize) -> TableCache {
+    TableCache::new(512, slices)
+}
+
+/// Loads a slice whose words are its number.
+fn load(cache: &TableCache, slice: u64) -> Room {
+    let load = |offset: HostOffset, bytes: &mut [u8]| {
+        assert_eq!(offset, at(slice));
+        for word in bytes.as_chunks_mut().0 {
+            *word = slice.to_be_bytes();
+        }
+        Ok::<_, ()>(())
+    };
+    cache.ensure(at(slice), load).unwrap()
+}
+
+fn set(cache: &TableCache, slice: u64, index: usize, value: u64) {
+    let changed = cache.update(at(slice), |words| words.set(index, value));
+    assert_eq!(changed, Some(()));
+}
+
+fn offsets(copies: &[DirtySlice]) -> Vec<u64> {
+    copies.iter().map(|copy| copy.offset.get()).collect()
+}
+
+#[test]
+fn words_are_found_where_they_lie() {
+    let cache = TableCache::new(4096, 20);
+    let place = HostOffset::new(3 * 4096);
+    let room = cache.ensure(place, |_, bytes| {
+        for (number, word) in (0_u64..).zip(bytes.as_chunks_mut().0) {
+            *word = (number * 3).to_be_bytes();
+        }
+        Ok::<_, ()>(())
+    });
+    assert_eq!(room, Ok(Room::Resident));
+    for number in 0..512 {
+        let at = HostOffset::new(3 * 4096 + number * 8);
+        assert_eq!(cache.get(at), Some(number * 3));
+    }
+    let pair = cache.get_pair(HostOffset::new(3 * 4096 + 16));
+    assert_eq!(pair, Some((6, 9)));
+    assert_eq!(cache.get(HostOffset::new(2 * 4096)), None);
+    assert_eq!(cache.get(HostOffset::new(4 * 4096)), None);
+}
+
+#[test]
+fn sizes_are_as_asked_for_or_the_next_that_work() {
+    for (slices, least) in [
+        (0, 2),
+        (2, 2),
+        (7, 7),
+        (8, 8),
+        (100, 96),
+        (1 << 12, 1 << 12),
+    ] {
+        let capacity = cache(slices).capacity();
+        assert!((least..=slices.max(2)).contains(&capacity), "{capacity}");
+    }
+    assert_eq!(TableCache::new(1, 2).slice_bytes(), 512);
+    assert_eq!(TableCache::new(4096, 2).slice_bytes(), 4096);
+}
+
+#[test]
+fn a_slice_is_loaded_once() {
+    let cache = cache(4);
+    assert_eq!(load(&cache, 1), Room::Resident);
+    let again = cache.ensure(at(1), |_, _| -> Result<(), ()> { panic!("it is here") });
+    assert_eq!(again, Ok(Room::Resident));
+}
+
+#[test]
+fn eviction_takes_what_was_not_used_and_keeps_what_is_dirty() {
+    let cache = cache(4);
+    for slice in 0..4 {
+        load(&cache, slice);
+    }
+    set(&cache, 2, 5, 99);
+    for slice in 10..30 {
+        assert_eq!(load(&cache, slice), Room::Resident);
+        assert_eq!(cache.get(at(slice)), Some(slice));
+        assert_eq!(cache.resident(), 4);
+    }
+    assert_eq!(cache.get(HostOffset::new(2 * SLICE + 40)), Some(99));
+    assert_eq!(cache.get(at(0)), None);
+    assert_eq!(cache.dirty_count(), 1);
+}
+
+#[test]
+fn a_cache_full_of_changes_says_so_until_they_are_written() {
+    let cache = cache(2);
+    for slice in 0..2 {
+        load(&cache, slice);
+        set(&cache, slice, 0, 50 + slice);
+    }
+    assert_eq!(load(&cache, 7), Room::Full);
+    assert_eq!(cache.get(at(7)), None);
+    let copies = cache.take_dirty();
+    // On their way, they are neither dirty nor gone.
+    assert_eq!((cache.dirty_count(), copies.len()), (0, 2));
+    assert_eq!((cache.get(at(0)), cache.get(at(1))), (Some(50), Some(51)));
+    cache.written(&copies[0]);
+    assert_eq!(load(&cache, 7), Room::Resident);
+    assert_eq!((cache.get(at(0)), cache.get(at(1))), (None, Some(51)));
+    cache.written(&copies[1]);
+    assert_eq!(load(&cache, 8), Room::Resident);
+}
+
+#[test]
+fn who_needs_room_waits_for_what_is_being_written() {
+    let cache = cache(2);
+    for slice in 0..2 {
+        load(&cache, slice);
+        set(&cache, slice, 0, 50 + slice);
+    }
+    let copies = cache.take_dirty();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| load(&cache, 7));
+        cache.not_written(&copies[0]);
+        cache.written(&copies[1]);
+        assert_eq!(other.join().unwrap(), Room::Resident);
+    });
+    assert_eq!((cache.get(at(0)), cache.get(at(1))), (Some(50), None));
+}
+
+#[test]
+fn dirty_slices_come_in_the_order_of_the_file_with_their_bytes() {
+    let cache = cache(100);
+    let mut expected = Vec::new();
+    for slice in [70, 3, 41, 8, 5000, 12] {
+        load(&cache, slice);
+        set(&cache, slice, 63, !slice);
+        expected.push(slice * SLICE);
+    }
+    load(&cache, 9);
+    expected.sort_unstable();
+    let copies = cache.take_dirty();
+    assert_eq!(offsets(&copies), expected);
+    for copy in &copies {
+        let slice = copy.offset.get() / SLICE;
+        let (words, _) = copy.bytes.as_chunks::<8>();
+        assert_eq!(words.len(), 64);
+        assert!(
+            words[..63]
+                .iter()
+                .all(|word| u64::from_be_bytes(*word) == slice)
+        );
+        assert_eq!(u64::from_be_bytes(words[63]), !slice);
+        cache.written(copy);
+    }
+    assert!(cache.take_dirty().is_empty());
+}
+
+#[test]
+fn looking_at_words_in_an_update_makes_nothing_dirty() {
+    let cache = cache(2);
+    load(&cache, 4);
+    assert_eq!(cache.update(at(4), |words| words.get(1)), Some(4));
+    assert_eq!(cache.dirty_count(), 0);
+    let pair = cache.update(at(4), |words| {
+        words.set_pair(0, 1, 2);
+        (words.get(0), words.get(1))
+    });
+    assert_eq!(pair, Some((1, 2)));
+    assert_eq!(cache.dirty_count(), 1);
+    assert_eq!(cache.update(at(5), |words| words.get(0)), None);
+}
+
+#[test]
+fn what_did_not_get_to_disk_is_dirty_again() {
+    let cache = cache(2);
+    load(&cache, 1);
+    set(&cache, 1, 0, 10);
+    let copies = cache.take_dirty();
+    cache.not_written(&copies[0]);
+    assert_eq!(cache.dirty_count(), 1);
+    let copies = cache.take_dirty();
+    assert_eq!(offsets(&copies), [SLICE]);
+    assert_eq!(copies[0].bytes[..8], 10_u64.to_be_bytes());
+}
+
+#[test]
+fn changes_after_a_copy_are_for_the_next() {
+    let cache = cache(2);
+    load(&cache, 1);
+    set(&cache, 1, 0, 10);
+    let first = cache.take_dirty();
+    set(&cache, 1, 0, 11);
+    assert_eq!(cache.dirty_count(), 1);
+    cache.written(&first[0]);
+    assert_eq!(first[0].bytes[..8], 10_u64.to_be_bytes());
+    let second = cache.take_dirty();
+    assert_eq!(second[0].bytes[..8], 11_u64.to_be_bytes());
+    // A failed write after a newer change counts once.
+    set(&cache, 1, 0, 12);
+    cache.not_written(&second[0]);
+    assert_eq!(cache.dirty_count(), 1);
+    assert_eq!(cache.take_dirty().len(), 1);
+}
+
+#[test]
+fn a_load_that_fails_leaves_nothing() {
+    let cache = cache(2);
+    load(&cache, 1);
+    load(&cache, 2);
+    let failed = cache.ensure(at(3), |_, bytes| {
+        bytes.fill(0xee);
+        Err("no such luck")
+    });
+    assert_eq!(failed, Err("no such luck"));
+    assert_eq!(cache.get(at(3)), None);
+    assert_eq!(cache.resident(), 1);
+    assert_eq!(load(&cache, 3), Room::Resident);
+    assert_eq!(cache.get(at(3)), Some(3));
+    assert_eq!(load(&cache, 4), Room::Resident);
+}
+
+#[test]
+fn a_load_that_panics_leaves_nothing() {
+    let cache = cache(2);
+    let load_and_panic = || {
+        let load = |_: HostOffset, _: &mut [u8]| -> Result<(), ()> {
+            std::panic::resume_unwind(Box::new("on purpose"))
+        };
+        cache.ensure(at(3), load)
+    };
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(load_and_panic)).is_err());
+    assert_eq!(cache.get(at(3)), None);
+    assert_eq!(load(&cache, 3), Room::Resident);
+}
+
+#[test]
+fn forgetting_takes_changes_along_and_nothing_else() {
+    let cache = cache(100);
+    for slice in 0..10 {
+        load(&cache, slice);
+        set(&cache, slice, 0, 100 + slice);
+    }
+    // Three slices: a byte of the first and the last is enough.
+    cache.forget(HostOffset::new(4 * SLICE - 1), SLICE + 2);
+    for slice in 0..10 {
+        let expected = (!(3..=5).contains(&slice)).then_some(100 + slice);
+        assert_eq!(cache.get(at(slice)), expected, "slice {slice}");
+    }
+    assert_eq!(cache.dirty_count(), 7);
+    let copies = cache.take_dirty();
+    assert_eq!(
+        offsets(&copies),
+        [0, 1, 2, 6, 7, 8, 9].map(|slice| slice * SLICE)
+    );
+    // Loaded anew, it is as on disk, and clean.
+    load(&cache, 4);
+    assert_eq!(cache.get(at(4)), Some(4));
+    assert!(cache.take_dirty().is_empty());
+}
+
+#[test]
+fn trimming_gives_up_what_is_clean_and_was_not_used_since() {
+    let cache = cache(8);
+    for slice in 0..4 {
+        load(&cache, slice);
+    }
+    set(&cache, 0, 0, 9);
+    cache.trim();
+    assert_eq!(cache.resident(), 4, "all were used before");
+    assert_eq!(cache.get(at(1)), Some(1));
+    cache.trim();
+    assert_eq!(cache.resident(), 2);
+    assert_eq!((cache.get(at(0)), cache.get(at(1))), (Some(9), Some(1)));
+    assert_eq!((cache.get(at(2)), cache.get(at(3))), (None, None));
+    assert_eq!(cache.take_dirty().len(), 1);
+}

@@ -54,9 +54,13 @@ pub(crate) fn empty_image(geometry: Geometry) -> (Memory, Header) {
     (storage, header)
 }
 
-/// Metadata of an image in `storage`, with refcount slices of 512 bytes, `slices` of them.
-pub(crate) fn metadata(storage: Arc<dyn Storage>, header: Header, slices: usize) -> Arc<Metadata> {
-    let (geometry, table) = (header.geometry, header.refcount_table_offset);
+/// Opens the allocator of an image in `storage`, with refcount slices of 512 bytes, `slices` of them.
+pub(crate) fn open(
+    storage: Arc<dyn Storage>,
+    header: Header,
+    slices: usize,
+) -> (Arc<Metadata>, Allocator) {
+    let (geometry, l1) = (header.geometry, header.l1_table_offset);
     let options = MetadataOptions {
         read_only: false,
         lazy_refcounts: false,
@@ -67,28 +71,17 @@ pub(crate) fn metadata(storage: Arc<dyn Storage>, header: Header, slices: usize)
         refcount_slices: slices,
         rules: Rules::ALL,
     };
-    let meta = Metadata::new(storage, None, header, &options);
-    let size = geometry.cluster_size();
-    let note = |cluster: u64, kinds| {
-        let offset = HostOffset::new(cluster * size);
-        meta.overlap().add(offset, size, kinds).unwrap();
-    };
-    note(0, Kinds::MAIN_HEADER);
-    note(3, Kinds::ACTIVE_L1);
-    assert_eq!(table.get(), size);
-    note(1, Kinds::REFCOUNT_TABLE);
-    note(2, Kinds::REFCOUNT_BLOCK);
-    Arc::new(meta)
-}
-
-/// Opens the allocator of a new image in `storage`.
-pub(crate) fn open(
-    storage: Arc<dyn Storage>,
-    header: Header,
-    slices: usize,
-) -> (Arc<Metadata>, Allocator) {
-    let meta = metadata(storage, header, slices);
+    let meta = Arc::new(Metadata::new(storage, None, header, &options));
     let alloc = Allocator::open(meta.clone(), PassDiscard::default()).unwrap();
+    let note = |offset, len, kinds| meta.overlap().add(offset, len, kinds).unwrap();
+    let size = geometry.cluster_size();
+    note(HostOffset::new(0), size, Kinds::MAIN_HEADER);
+    note(l1, 8, Kinds::ACTIVE_L1);
+    let (table, len, blocks) = alloc.tables();
+    note(table, len, Kinds::REFCOUNT_TABLE);
+    for block in blocks {
+        note(block, size, Kinds::REFCOUNT_BLOCK);
+    }
     (meta, alloc)
 }
 

@@ -1,0 +1,99 @@
+use std::sync::Arc;
+
+use qcow2_alloc::AllocError;
+use qcow2_format::{Geometry, HostCluster};
+use qcow2_io::{Fault, Faulty, Operation, Storage};
+
+use crate::image::{empty_image, open, settle};
+use crate::model::{Model, compare_on_disk};
+
+/// The smallest clusters and the widest refcounts: a block describes 64 clusters, a cluster of the table 64 blocks.
+fn narrow() -> Geometry {
+    Geometry::new(9, 6, false).unwrap()
+}
+
+#[test]
+fn blocks_and_tables_grow_as_the_file_does() {
+    let (storage, header) = empty_image(narrow());
+    let storage = Arc::new(storage);
+    let (meta, alloc) = open(storage.clone(), header, 4);
+    let mut model = Model::default();
+    let mut places = vec![alloc.tables().0];
+    for round in 0..400 {
+        let allocation = alloc.allocate(100, None).unwrap();
+        model.take(allocation.first().get(), allocation.count());
+        allocation.keep();
+        let place = alloc.tables().0;
+        if places.last() != Some(&place) {
+            places.push(place);
+        }
+        if round % 50 == 0 {
+            settle(&meta, &alloc);
+        }
+    }
+    assert!(places.len() >= 4, "the table was at {places:?} only");
+    settle(&meta, &alloc);
+    settle(&meta, &alloc);
+    assert_eq!(model.compare(&meta, &alloc), 0);
+    assert_eq!(meta.header().refcount_table_offset, *places.last().unwrap());
+    compare_on_disk(&model, &storage);
+}
+
+#[test]
+fn a_table_moves_far_in_one_step() {
+    let (storage, header) = empty_image(narrow());
+    let storage = Arc::new(storage);
+    let (meta, alloc) = open(storage.clone(), header, 4);
+    let mut model = Model::default();
+    // A hole of a million clusters before it. The block that is made for it may take the very place.
+    let near = HostCluster::new(1_000_000);
+    let allocation = alloc.allocate(70, Some(near)).unwrap();
+    model.take(allocation.first().get(), allocation.count());
+    allocation.keep();
+    settle(&meta, &alloc);
+    settle(&meta, &alloc);
+    let (_, len, blocks) = alloc.tables();
+    assert!(
+        len >= 1_000_000 / 64 * 8 && blocks.len() < 20,
+        "{len}, {}",
+        blocks.len()
+    );
+    assert_eq!(model.compare(&meta, &alloc), 0);
+    compare_on_disk(&model, &storage);
+}
+
+#[test]
+fn a_table_of_more_than_8_mib_is_an_error_that_changes_nothing() {
+    let (storage, header) = empty_image(narrow());
+    let storage = Arc::new(storage);
+    let (meta, alloc) = open(storage.clone(), header, 4);
+    let near = Some(HostCluster::new(64 << 20));
+    let error = alloc.allocate(1, near).unwrap_err();
+    let limit = 8 << 20;
+    assert!(
+        matches!(error, AllocError::RefcountTableTooLarge { needed, limit: found } if needed > limit && found == limit),
+        "{error}"
+    );
+    assert!(!meta.is_poisoned());
+    let mut model = Model::default();
+    let allocation = alloc.allocate(5, None).unwrap();
+    model.take(allocation.first().get(), allocation.count());
+    allocation.keep();
+    settle(&meta, &alloc);
+    assert_eq!(model.compare(&meta, &alloc), 0);
+    assert!(storage.len().unwrap() < 1 << 20);
+}
+
+#[test]
+fn opening_reads_the_table_and_no_block() {
+    let (storage, header) = empty_image(narrow());
+    let storage = Arc::new(Faulty::new(storage));
+    // Each read of the block would fail.
+    storage.add(Fault::on(Operation::Read).within(1024..1536).forever());
+    let (_, alloc) = open(storage.clone(), header, 4);
+    assert_eq!(storage.count(Operation::Read), 1);
+    assert_eq!(alloc.tables().2.len(), 1);
+    alloc.allocate(1, None).unwrap_err();
+    storage.clear();
+    alloc.allocate(1, None).unwrap().keep();
+}

@@ -3,6 +3,7 @@
 use qcow2_io::{Op, Request, Storage as _};
 
 use crate::Image;
+use crate::cuts::{cut, cut_mut};
 use crate::mapping::Source;
 
 impl Image {
@@ -24,6 +25,22 @@ impl Image {
                     Request::Write { buf, offset } => {
                         if let Some(host) = self.simple_write(*offset, buf.len() as u64) {
                             below.push(Op::write(buf, host));
+                        }
+                    }
+                    Request::ReadVectored { bufs, offset } => {
+                        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+                        if let Some(host) = self.simple_read(*offset, len) {
+                            let bufs = cut_mut(bufs, 0, len);
+                            let offset = host;
+                            below.push(Op::new(Request::ReadVectored { bufs, offset }));
+                        }
+                    }
+                    Request::WriteVectored { bufs, offset } => {
+                        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+                        if let Some(host) = self.simple_write(*offset, len) {
+                            let bufs = cut(bufs, 0, len);
+                            let offset = host;
+                            below.push(Op::new(Request::WriteVectored { bufs, offset }));
                         }
                     }
                     _ => {}
@@ -80,5 +97,102 @@ impl Image {
             return None;
         }
         Some(host.get())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::io::{IoSlice, IoSliceMut};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use qcow2_io::{Memory, Result, ZeroFlags};
+
+    use super::*;
+    use crate::create::CreateOptions;
+
+    /// A memory that counts the batches it gets, and their operations.
+    #[derive(Debug, Default)]
+    struct Counting {
+        memory: Memory,
+        batches: AtomicUsize,
+        operations: AtomicUsize,
+    }
+
+    impl qcow2_io::Storage for Counting {
+        fn len(&self) -> Result<u64> {
+            self.memory.len()
+        }
+        fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+            self.memory.read_vectored_at(bufs, offset)
+        }
+        fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+            self.memory.write_vectored_at(bufs, offset)
+        }
+        fn write_zeroes(&self, range: std::ops::Range<u64>, flags: ZeroFlags) -> Result<()> {
+            self.memory.write_zeroes(range, flags)
+        }
+        fn discard(&self, range: std::ops::Range<u64>) -> Result<()> {
+            self.memory.discard(range)
+        }
+        fn flush(&self) -> Result<()> {
+            self.memory.flush()
+        }
+        fn set_len(&self, len: u64) -> Result<()> {
+            self.memory.set_len(len)
+        }
+        fn submit(&self, ops: &mut [Op<'_>]) {
+            self.batches.fetch_add(1, Ordering::Relaxed);
+            self.operations.fetch_add(ops.len(), Ordering::Relaxed);
+            self.memory.submit(ops);
+        }
+    }
+
+    #[test]
+    fn what_is_in_place_goes_down_as_one_batch_and_the_rest_is_done_all_the_same() {
+        let storage = Arc::new(Counting::default());
+        Image::create(&*storage, &CreateOptions::new(1 << 20)).unwrap();
+        let image = Image::options()
+            .open(Arc::<Counting>::clone(&storage))
+            .unwrap();
+        image.write_at(&[1; 8192], 0).unwrap();
+
+        let (mut a, mut b, mut c, mut empty) = ([0; 512], [0; 100], [0; 50], [9; 512]);
+        let (first, second) = (b.as_mut_slice(), c.as_mut_slice());
+        let mut ops = [
+            Op::read(&mut a, 512),
+            Op::new(Request::ReadVectored {
+                bufs: vec![IoSliceMut::new(first), IoSliceMut::new(second)],
+                offset: 1024,
+            }),
+            Op::write(&[2; 512], 4096),
+            Op::new(Request::WriteVectored {
+                bufs: vec![IoSlice::new(&[3; 10]), IoSlice::new(&[4; 20])],
+                offset: 5000,
+            }),
+            // These change the mapping, or have none.
+            Op::write(&[5; 512], 1 << 19),
+            Op::read(&mut empty, 1 << 18),
+            Op::discard(1 << 17..1 << 18),
+            // And this one is not on the disk.
+            Op::write(&[6; 512], 1 << 20),
+        ];
+        image.submit(&mut ops);
+        let results: Vec<bool> = ops
+            .iter_mut()
+            .map(|op| op.take_result().unwrap().is_ok())
+            .collect();
+        assert_eq!(results, [true, true, true, true, true, true, true, false]);
+        assert_eq!(storage.batches.load(Ordering::Relaxed), 1);
+        assert_eq!(storage.operations.load(Ordering::Relaxed), 4);
+        assert_eq!((a, b, c, empty), ([1; 512], [1; 100], [1; 50], [0; 512]));
+        let mut written = [0; 1000];
+        image.read_at(&mut written, 4090).unwrap();
+        assert_eq!(written[..6], [1; 6]);
+        assert_eq!(written[6..518], [2; 512]);
+        assert_eq!(written[910..940], [[3; 10].as_slice(), &[4; 20]].concat());
+        let mut new = [0; 512];
+        image.read_at(&mut new, 1 << 19).unwrap();
+        assert_eq!(new, [5; 512]);
     }
 }

@@ -68,28 +68,66 @@ impl Image {
         } else {
             range.end / unit * unit
         };
-        if start >= end {
+        let units = start..end.max(start);
+        let edges = if start < end {
+            [range.start..start, end.min(range.end)..range.end]
+        } else {
             // Within one unit, or the edges of two.
-            let edge = range.end / unit * unit;
-            if range.start < edge && edge < range.end {
-                self.zero_edge(range.start..edge, size, quick_only)?;
-                return self.zero_edge(edge..range.end, size, quick_only);
-            }
-            return self.zero_edge(range, size, quick_only);
+            let edge = (range.end / unit * unit).max(range.start);
+            [range.start..edge, edge..range.end]
+        };
+        let edges = edges.into_iter().filter(|edge| !edge.is_empty());
+        if quick_only && !self.is_quick(edges.clone(), &units, size)? {
+            return Err(not_quick());
         }
-        if range.start < start {
-            self.zero_edge(range.start..start, size, quick_only)?;
+        for edge in edges {
+            self.zero_edge(edge, size, quick_only)?;
         }
         let fate = if flags.contains(ZeroFlags::MAY_UNMAP) && self.discard {
             Fate::ZeroAndUnmap
         } else {
             Fate::Zero
         };
-        self.zero_units(start..end, fate, quick_only)?;
-        if end < range.end {
-            self.zero_edge(end..range.end, size, quick_only)?;
+        self.zero_units(units, fate, quick_only)
+    }
+
+    /// Whether no zeros have to be written: asked before the first change, so that a refusal leaves all as it was.
+    fn is_quick(
+        &self,
+        edges: impl Iterator<Item = Range<u64>>,
+        units: &Range<u64>,
+        size: u64,
+    ) -> Result<bool, ImageError> {
+        for edge in edges {
+            if self.unit_of_zeros(&edge, size)?.is_none() {
+                return Ok(false);
+            }
         }
-        Ok(())
+        // Subclusters of a cluster that is compressed can't be told apart.
+        for border in [units.start, units.end] {
+            let inside = !units.is_empty() && self.in_cluster(border) != 0;
+            if inside && self.find(border)?.entry.is_compressed() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The unit that a part of it lies in, if all the rest of it reads as zeros and nothing of it is stored.
+    fn unit_of_zeros(
+        &self,
+        part: &Range<u64>,
+        size: u64,
+    ) -> Result<Option<Range<u64>>, ImageError> {
+        let unit = self.geometry.subcluster_size();
+        let start = part.start / unit * unit;
+        let end = (start + unit).min(size).max(part.end);
+        if !self.reads_as_zeros(start..part.start)? || !self.reads_as_zeros(part.end..end)? {
+            return Ok(None);
+        }
+        let (source, _) = self.source(part.start, 1)?;
+        let free = matches!(source, Source::Zero(_) | Source::Below);
+        Ok(free.then_some(start..start + unit))
     }
 
     fn is_version2(&self) -> bool {
@@ -98,17 +136,11 @@ impl Image {
 
     /// Zeroes a part of a unit: the whole unit becomes zero if the rest of it is, else zeros are written.
     fn zero_edge(&self, part: Range<u64>, size: u64, quick_only: bool) -> Result<(), ImageError> {
-        let unit = self.geometry.subcluster_size();
-        let whole = part.start / unit * unit..part.start / unit * unit + unit;
         {
             let cluster = part.start >> self.geometry.cluster_bits();
             let _held = self.stripes.lock(cluster, cluster);
-            let before = self.reads_as_zeros(whole.start..part.start)?;
-            if before && self.reads_as_zeros(part.end..whole.end.min(size).max(part.end))? {
-                let (source, _) = self.source(part.start, 1)?;
-                if matches!(source, Source::Zero(_) | Source::Below) {
-                    return self.zero_units_held(whole, Fate::Zero);
-                }
+            if let Some(unit) = self.unit_of_zeros(&part, size)? {
+                return self.zero_units_held(unit, Fate::Zero);
             }
         }
         self.zero_data(part, quick_only)
@@ -145,9 +177,7 @@ impl Image {
     /// Writes zeros as data.
     fn zero_data(&self, range: Range<u64>, quick_only: bool) -> Result<(), ImageError> {
         if quick_only {
-            return Err(ImageError::Unsupported {
-                what: "part of the range can't be zeroed without writing zeros",
-            });
+            return Err(not_quick());
         }
         let zeros = vec![0; usize::try_from(PIECE.min(range.end - range.start)).unwrap_or(0)];
         let mut at = range.start;
@@ -182,6 +212,9 @@ impl Image {
         quick_only: bool,
     ) -> Result<(), ImageError> {
         for part in self.by_table(range) {
+            if self.is_unmapped_for_good(&part, fate) {
+                continue;
+            }
             let bits = self.geometry.cluster_bits();
             let held = self
                 .stripes
@@ -195,6 +228,12 @@ impl Image {
             }
         }
         Ok(())
+    }
+
+    /// Whether a piece has no table and needs none: seen without a lock, so that emptiness of any size costs next to nothing.
+    fn is_unmapped_for_good(&self, part: &Range<u64>, fate: Fate) -> bool {
+        self.l1.get(self.l1_index(part.start)).l2_table().get() == 0
+            && self.after(L2Entry::default(), fate).is_none()
     }
 
     /// Pieces of a range that one L2 table maps each. A piece that begins or ends within a cluster stays within that cluster.
@@ -434,6 +473,9 @@ impl Image {
     fn drop_clusters(&self, range: Range<u64>, fate: Fate) -> Result<(), ImageError> {
         let bits = self.geometry.cluster_bits();
         for part in self.by_table(range) {
+            if self.is_unmapped_for_good(&part, fate) {
+                continue;
+            }
             let _held = self
                 .stripes
                 .lock(part.start >> bits, (part.end - 1) >> bits);
@@ -445,5 +487,11 @@ impl Image {
     /// Makes clusters as if they had never been written. The caller has closed the gate.
     pub(crate) fn forget_clusters(&self, range: Range<u64>) -> Result<(), ImageError> {
         self.drop_clusters(range, Fate::Forget)
+    }
+}
+
+fn not_quick() -> ImageError {
+    ImageError::Unsupported {
+        what: "part of the range can't be zeroed without writing zeros",
     }
 }

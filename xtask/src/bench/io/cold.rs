@@ -1,14 +1,14 @@
 //! Reads that miss the L2 cache.
 
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::Result;
 use qcow2_image::create::{CreateOptions, Preallocation};
 
 use super::Setting;
+use super::clock::{Clock, Stopwatch};
 use super::disk::{self, Disk};
-use super::qemu::Bench;
+use super::qemu::{Bench, DEPTH};
 use super::samples::{Samples, in_turn};
 use super::work::Buffer;
 
@@ -25,6 +25,7 @@ const BENCH: Bench = Bench {
     count: 1 << 15,
     size: 4096,
     step: STEP,
+    depth: DEPTH,
 };
 
 /// Reads from a preallocated image, whose data is a hole.
@@ -39,11 +40,11 @@ pub(super) fn beside_qemu(setting: &Setting) -> Result<Samples> {
 fn ours(path: &Path) -> Result<f64> {
     let image = disk::open(path)?;
     let mut buffer = Buffer::new(BENCH.size);
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     for offset in BENCH.offsets(LEN) {
         image.read(buffer.bytes(), offset)?;
     }
-    Ok(f64::from(BENCH.count) / start.elapsed().as_secs_f64())
+    Ok(watch.rate(Clock::Wall, BENCH.count))
 }
 
 #[cfg(test)]

@@ -3,16 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use qcow2_image::Image;
 use qcow2_image::create::CreateOptions;
 use qcow2_io::{File, Storage};
 
 use super::Setting;
+use super::clock::{Clock, Stopwatch};
 use super::disk::{self, Disk, Raw};
-use super::qemu::Bench;
+use super::qemu::{Bench, DEPTH};
 use super::samples::{Samples, in_turn};
 use super::work::Buffer;
 
@@ -28,6 +29,21 @@ const BACKING_LEN: u64 = COUNT as u64 * CLUSTER;
 pub(super) struct First {
     bench: Bench,
     over_backing: bool,
+    /// Threads of ours.
+    threads: u32,
+}
+
+impl First {
+    /// Four threads of ours.
+    pub(super) const fn by_four(self) -> Self {
+        Self { threads: 4, ..self }
+    }
+
+    /// QEMU, too, makes one request after the other.
+    pub(super) const fn one_at_a_time(mut self) -> Self {
+        self.bench.depth = 1;
+        self
+    }
 }
 
 pub(super) const SMALL: First = first(4096, false);
@@ -41,21 +57,28 @@ const fn first(size: usize, over_backing: bool) -> First {
             count: COUNT,
             size,
             step: CLUSTER,
+            depth: DEPTH,
         },
         over_backing,
+        threads: 1,
     }
 }
 
 /// A new image for each turn of each side.
 pub(super) fn beside_qemu(setting: &Setting, first: First) -> Result<Samples> {
     let files = Files::make(&setting.dir, first)?;
-    in_turn(setting.runs, |_| files.ours(), |_| files.qemu())
+    in_turn(setting.runs, |_| files.ours(Clock::Wall), |_| files.qemu())
 }
 
-/// The rival writes to a new sparse file of the same length.
+/// The rival writes to a new sparse file of the same length, whole clusters if there is something to copy.
 pub(super) fn beside_plain_file(setting: &Setting, first: First) -> Result<Samples> {
     let files = Files::make(&setting.dir, first)?;
-    in_turn(setting.runs * 3, |_| files.ours(), |_| files.plain())
+    let clock = setting.clock;
+    in_turn(
+        setting.runs * 3,
+        |_| files.ours(clock),
+        |_| files.plain(clock),
+    )
 }
 
 struct Files {
@@ -94,17 +117,17 @@ impl Files {
     }
 
     /// Our writes, and a flush, so that nothing is left for later.
-    fn ours(&self) -> Result<f64> {
+    fn ours(&self, clock: Clock) -> Result<f64> {
         self.create()?;
         let mut options = Image::options();
         if self.first.over_backing {
             options = options.backing(Arc::new(File::open(&self.backing)?));
         }
         let image = options.open_path(&self.image)?;
-        let start = Instant::now();
+        let watch = Stopwatch::start();
         self.write_to(&image)?;
         image.flush()?;
-        let rate = self.rate(start);
+        let rate = watch.rate(clock, self.first.bench.count);
         self.ensure_written(&image)?;
         image.close()?;
         fs::remove_file(&self.image)?;
@@ -119,29 +142,68 @@ impl Files {
         Ok(rate)
     }
 
-    fn plain(&self) -> Result<f64> {
+    fn plain(&self, clock: Clock) -> Result<f64> {
         let raw = Raw::create(&self.image, self.len())?;
-        let start = Instant::now();
-        self.write_to(&raw)?;
+        let watch = Stopwatch::start();
+        if self.first.over_backing {
+            self.copy_to(&raw, &Raw::open(&self.backing)?)?;
+        } else {
+            self.write_to(&raw)?;
+        }
         raw.sync()?;
-        let rate = self.rate(start);
+        let rate = watch.rate(clock, self.first.bench.count);
         self.ensure_written(&raw)?;
         drop(raw);
         fs::remove_file(&self.image)?;
         Ok(rate)
     }
 
+    /// All writes, dealt out to the threads.
     fn write_to(&self, disk: &impl Disk) -> Result<()> {
+        let threads = self.first.threads;
+        if threads == 1 {
+            return self.write_part(disk, 0);
+        }
+        thread::scope(|scope| {
+            let parts: Vec<_> = (0..threads)
+                .map(|part| scope.spawn(move || self.write_part(disk, part)))
+                .collect();
+            for part in parts {
+                match part.join() {
+                    Ok(result) => result?,
+                    Err(_) => bail!("a thread panicked"),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn write_part(&self, disk: &impl Disk, part: u32) -> Result<()> {
         let mut buffer = Buffer::new(self.first.bench.size);
         let bytes = buffer.bytes();
-        for offset in self.first.bench.offsets(self.len()) {
+        let offsets = self
+            .first
+            .bench
+            .offsets(self.len())
+            .skip(usize::try_from(part)?);
+        for offset in offsets.step_by(usize::try_from(self.first.threads)?) {
             disk.write(bytes, offset)?;
         }
         Ok(())
     }
 
-    fn rate(&self, start: Instant) -> f64 {
-        f64::from(self.first.bench.count) / start.elapsed().as_secs_f64()
+    /// What an image can't do without: the rest of each cluster is read and all of it written.
+    fn copy_to(&self, disk: &impl Disk, backing: &impl Disk) -> Result<()> {
+        let mut buffer = Buffer::new(self.first.bench.size);
+        let mut cluster = Buffer::new(usize::try_from(CLUSTER)?);
+        for offset in self.first.bench.offsets(self.len()) {
+            backing.read(cluster.bytes(), offset)?;
+            if let Some(start) = cluster.bytes().get_mut(..self.first.bench.size) {
+                start.copy_from_slice(buffer.bytes());
+            }
+            disk.write(cluster.bytes(), offset)?;
+        }
+        Ok(())
     }
 
     /// Fails unless the last cluster holds what was written.

@@ -5,23 +5,24 @@ use qcow2_image::{Image, OverlapChecks, Template};
 use qcow2_io::{FileOptions, LockMode};
 
 use super::Setting;
-use super::disk::{ensure_same, full_image, full_raw};
+use super::disk::{self, Inside};
 use super::samples::{Samples, warm_in_turn};
 use super::work::{Kind, Order, Work};
 
 /// Bytes of the disks.
 pub(super) const LEN: u64 = 1 << 30;
 
-/// The same requests to an image and to a plain file of the same content.
-pub(super) fn beside_plain_file(setting: &Setting, work: Work) -> Result<Samples> {
-    let image = full_image(&setting.dir.join("image.qcow2"), LEN)?;
-    let raw = full_raw(&setting.dir.join("raw"), LEN)?;
+/// The same requests to an image and to the same bytes of its file.
+pub(super) fn beside_plain_calls(setting: &Setting, work: Work) -> Result<Samples> {
+    let path = setting.dir.join("image.qcow2");
+    disk::create_full(&path, LEN)?;
+    let image = disk::open(&path)?;
+    let inside = Inside::open(&path, &image)?;
     let samples = warm_in_turn(
         setting.short_runs(),
-        |turn| work.rate(&image, LEN, turn),
-        |turn| work.rate(&raw, LEN, turn),
+        |turn| work.rate(setting.clock, &image, LEN, turn),
+        |turn| work.rate(setting.clock, &inside, LEN, turn),
     )?;
-    ensure_same(&image, &raw, LEN)?;
     image.close()?;
     Ok(samples)
 }
@@ -36,7 +37,7 @@ pub(super) fn overlap_checks(setting: &Setting) -> Result<Samples> {
         threads: 1,
     };
     let path = setting.dir.join("image.qcow2");
-    full_image(&path, LEN)?.close()?;
+    disk::create_full(&path, LEN)?;
     // Both may have it open at once: writes in place change no metadata.
     let open = |template| -> Result<Image> {
         let file = FileOptions::new().write(true).lock(LockMode::None);
@@ -46,7 +47,7 @@ pub(super) fn overlap_checks(setting: &Setting) -> Result<Samples> {
     let (all, none) = (open(Template::All)?, open(Template::None)?);
     warm_in_turn(
         setting.short_runs() * 2,
-        |turn| WORK.rate(&all, LEN, turn),
-        |turn| WORK.rate(&none, LEN, turn),
+        |turn| WORK.rate(setting.clock, &all, LEN, turn),
+        |turn| WORK.rate(setting.clock, &none, LEN, turn),
     )
 }

@@ -1,9 +1,11 @@
 //! `cargo xtask bench io`: the virtual disk beside plain files and `qemu-img bench`.
 //!
 //! `row` has what is measured and what is expected. `in_place`, `batch`, `cold`, `first`, `open` and `scale` measure it, by means of `work`
-//! (requests on any number of threads), `disk` (what they go to) and `qemu`. `samples` takes turns, `table` shows the outcome.
+//! (requests on any number of threads), `clock` (which time counts), `disk` (what they go to) and `qemu`. `samples` takes turns, `table` shows
+//! the outcome.
 
 mod batch;
+mod clock;
 mod cold;
 mod disk;
 mod first;
@@ -24,6 +26,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use self::clock::Clock;
 use self::row::{Goal, ROWS, Row};
 use self::samples::Samples;
 use super::measure::median;
@@ -53,6 +56,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
 
+    /// Count what the threads spend on processors instead of the time that goes by, except in rows with qemu-img: for busy machines
+    #[arg(long)]
+    cpu_time: bool,
+
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -70,6 +77,8 @@ struct Setting {
     disk_dir: PathBuf,
     /// Turns for what takes seconds.
     runs: u32,
+    /// For rows without QEMU, whose time is that of the clock on the wall.
+    clock: Clock,
 }
 
 impl Setting {
@@ -132,8 +141,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     println!("{}", table::heading());
     for row in rows {
-        let outcome =
-            measured(row, args.runs, &dir, &disk_dir).with_context(|| row.name.to_owned())?;
+        let outcome = measured(row, args, &dir, &disk_dir).with_context(|| row.name.to_owned())?;
         println!("{}", table::row(&outcome));
         outcomes.push(outcome);
     }
@@ -159,13 +167,18 @@ fn selected(only: &[String]) -> Result<Vec<&'static Row>> {
 }
 
 /// Measures one row, and leaves nothing behind.
-fn measured(row: &Row, runs: u32, dir: &Path, disk_dir: &Path) -> Result<Outcome> {
+fn measured(row: &Row, args: &Args, dir: &Path, disk_dir: &Path) -> Result<Outcome> {
     let folder = place::folder(dir, row.dir_bytes)?;
     let on_disk = place::folder(disk_dir, row.disk_bytes)?;
     let setting = Setting {
         dir: folder.path().to_owned(),
         disk_dir: on_disk.path().to_owned(),
-        runs,
+        runs: args.runs,
+        clock: if args.cpu_time {
+            Clock::Cpu
+        } else {
+            Clock::Wall
+        },
     };
     let samples = (row.measure)(&setting)?;
     Ok(Outcome::new(row, samples))

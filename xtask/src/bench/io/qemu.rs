@@ -8,6 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::bench::measure;
 
+/// What `qemu-img bench` has under way at once by default.
+pub(super) const DEPTH: u32 = 64;
+
 /// Requests at regular distances, starting over behind the end of the disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bench {
@@ -18,10 +21,12 @@ pub(super) struct Bench {
     pub(super) size: usize,
     /// From one to the next; bytes.
     pub(super) step: u64,
+    /// How many QEMU has under way at once.
+    pub(super) depth: u32,
 }
 
 impl Bench {
-    /// Runs it with QEMU's defaults: write-back, its cache sizes, 64 requests at once. Requests per second, as QEMU takes the
+    /// Runs it with QEMU's defaults: write-back, its cache sizes, a pool of threads. Requests per second, as QEMU takes the
     /// time: neither opening nor closing counts.
     pub(super) fn rate(&self, image: &Path) -> Result<f64> {
         let mut command = Command::new("qemu-img");
@@ -31,6 +36,7 @@ impl Bench {
         }
         command
             .args(["-c", &self.count.to_string()])
+            .args(["-d", &self.depth.to_string()])
             .args(["-s", &self.size.to_string()])
             .args(["-S", &self.step.to_string()])
             .arg(image);
@@ -77,6 +83,7 @@ mod tests {
             count: 4,
             size: 1,
             step: 3,
+            depth: 1,
         };
         assert_eq!(bench.offsets(8).collect::<Vec<_>>(), [0, 3, 6, 1]);
     }

@@ -64,46 +64,47 @@ impl fmt::Display for Goal {
 
 const QEMU: &str = "qemu-img";
 const PLAIN: &str = "plain file";
+const CALLS: &str = "plain calls";
 
 /// A third of the rate of a sparse file, as it is shown.
 const THIRD: f64 = 0.333;
 
 /// All rows, in the order in which they run.
-pub(super) const ROWS: [Row; 21] = [
+pub(super) const ROWS: [Row; 24] = [
     Row {
         name: "read-4k",
         what: "random reads of 4 KiB",
-        measure: |setting| in_place::beside_plain_file(setting, READ),
+        measure: |setting| in_place::beside_plain_calls(setting, READ),
         ..in_place(0.95)
     },
     Row {
         name: "read-4k-4-threads",
         what: "the same by four threads",
-        measure: |setting| in_place::beside_plain_file(setting, by_four(READ)),
+        measure: |setting| in_place::beside_plain_calls(setting, by_four(READ)),
         ..in_place(0.95)
     },
     Row {
         name: "write-4k",
         what: "random writes of 4 KiB in place",
-        measure: |setting| in_place::beside_plain_file(setting, WRITE),
+        measure: |setting| in_place::beside_plain_calls(setting, WRITE),
         ..in_place(0.95)
     },
     Row {
         name: "write-4k-4-threads",
         what: "the same by four threads",
-        measure: |setting| in_place::beside_plain_file(setting, by_four(WRITE)),
+        measure: |setting| in_place::beside_plain_calls(setting, by_four(WRITE)),
         ..in_place(0.95)
     },
     Row {
         name: "read-64k",
         what: "sequential reads of 64 KiB",
-        measure: |setting| in_place::beside_plain_file(setting, sequential(Kind::Read)),
+        measure: |setting| in_place::beside_plain_calls(setting, sequential(Kind::Read)),
         ..in_place(0.97)
     },
     Row {
         name: "write-64k",
         what: "sequential writes of 64 KiB in place",
-        measure: |setting| in_place::beside_plain_file(setting, sequential(Kind::Write)),
+        measure: |setting| in_place::beside_plain_calls(setting, sequential(Kind::Write)),
         ..in_place(0.97)
     },
     Row {
@@ -116,7 +117,7 @@ pub(super) const ROWS: [Row; 21] = [
         name: "depth-32-disk",
         what: "the same on a disk, through io_uring, all of it in the page cache",
         dir_bytes: MIB,
-        disk_bytes: 2 * in_place::LEN + 64 * MIB,
+        disk_bytes: in_place::LEN + 64 * MIB,
         measure: |setting| batch::beside_single_reads(setting, &setting.disk_dir),
         ..in_place(1.0)
     },
@@ -164,6 +165,27 @@ pub(super) const ROWS: [Row; 21] = [
         what: "first writes of 4 KiB over a full backing file, each to a cluster of its own",
         measure: |setting| first::beside_qemu(setting, first::OVER_BACKING),
         ..beside_qemu(3.0, 2304 * MIB)
+    },
+    Row {
+        name: "cow-4k-4-threads",
+        what: "the same by four threads of ours",
+        measure: |setting| first::beside_qemu(setting, first::OVER_BACKING.by_four()),
+        ..beside_qemu(3.0, 2304 * MIB)
+    },
+    Row {
+        name: "cow-4k-depth-1",
+        what: "the same, one request after the other on both sides",
+        goal: Goal::None,
+        measure: |setting| first::beside_qemu(setting, first::OVER_BACKING.one_at_a_time()),
+        ..beside_qemu(3.0, 2304 * MIB)
+    },
+    Row {
+        name: "cow-4k-plain",
+        what: "the same beside reading and writing whole clusters of plain files",
+        rival: Some(PLAIN),
+        goal: Goal::None,
+        measure: |setting| first::beside_plain_file(setting, first::OVER_BACKING),
+        ..beside_qemu(0.0, 2304 * MIB)
     },
     Row {
         name: "open-16t",
@@ -233,14 +255,14 @@ const fn sequential(kind: Kind) -> Work {
     }
 }
 
-/// The parts that rows on a full image beside a full plain file have in common.
+/// The parts that rows on a full image beside its own file have in common.
 const fn in_place(least: f64) -> Row {
     Row {
         name: "",
         what: "",
-        rival: Some(PLAIN),
+        rival: Some(CALLS),
         goal: Goal::AtLeast(least),
-        dir_bytes: 2 * in_place::LEN + 64 * MIB,
+        dir_bytes: in_place::LEN + 64 * MIB,
         disk_bytes: 0,
         measure: |_| Ok(Samples::default()),
     }

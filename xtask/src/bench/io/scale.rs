@@ -57,7 +57,7 @@ fn compared(setting: &Setting, disk: &impl Disk, size: usize) -> Result<Samples>
     };
     warm_in_turn(
         setting.short_runs(),
-        |turn| work(2).rate(disk, LEN, turn),
-        |turn| work(1).rate(disk, LEN, turn),
+        |turn| work(2).rate(setting.clock, disk, LEN, turn),
+        |turn| work(1).rate(setting.clock, disk, LEN, turn),
     )
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Barrier;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use super::clock::{self, Clock, Lap, Stopwatch};
 use super::disk::Disk;
 
 /// Requests of one kind.
@@ -36,41 +36,33 @@ pub(super) enum Order {
 
 impl Work {
     /// Does it on a disk of `len` bytes. The same turn makes the same requests on every disk. Requests per second.
-    pub(super) fn rate(&self, disk: &impl Disk, len: u64, turn: u32) -> Result<f64> {
-        let took = if self.threads == 1 {
-            let (start, end) = self.one(disk, len, turn, 0, None)?;
-            end - start
+    pub(super) fn rate(&self, clock: Clock, disk: &impl Disk, len: u64, turn: u32) -> Result<f64> {
+        let laps = if self.threads == 1 {
+            vec![self.one(disk, len, turn, 0, None)?]
         } else {
             self.together(disk, len, turn)?
         };
-        Ok(f64::from(self.count) * f64::from(self.threads) / took.as_secs_f64())
+        Ok(clock::rate(clock, self.count, &laps))
     }
 
-    /// From the first start to the last end of any thread.
-    fn together(&self, disk: &impl Disk, len: u64, turn: u32) -> Result<Duration> {
-        let gate = Barrier::new(usize::try_from(self.threads)?);
-        let gate = &gate;
-        let times = thread::scope(|scope| {
+    fn together(&self, disk: &impl Disk, len: u64, turn: u32) -> Result<Vec<Lap>> {
+        let gate = &Barrier::new(usize::try_from(self.threads)?);
+        thread::scope(|scope| {
             let threads: Vec<_> = (0..self.threads)
                 .map(|thread| scope.spawn(move || self.one(disk, len, turn, thread, Some(gate))))
                 .collect();
-            let mut times = Vec::new();
+            let mut laps = Vec::new();
             for thread in threads {
                 match thread.join() {
-                    Ok(time) => times.push(time?),
+                    Ok(lap) => laps.push(lap?),
                     Err(_) => bail!("a thread panicked"),
                 }
             }
-            Ok(times)
-        })?;
-        let start = times.iter().map(|(start, _)| *start).min();
-        let end = times.iter().map(|(_, end)| *end).max();
-        Ok(end
-            .zip(start)
-            .map_or(Duration::ZERO, |(end, start)| end - start))
+            Ok(laps)
+        })
     }
 
-    /// The part of one thread: when it started, and when it was done.
+    /// The part of one thread.
     fn one(
         &self,
         disk: &impl Disk,
@@ -78,10 +70,10 @@ impl Work {
         turn: u32,
         thread: u32,
         gate: Option<&Barrier>,
-    ) -> Result<(Instant, Instant)> {
+    ) -> Result<Lap> {
         let size = self.size as u64;
         let places = len / size;
-        let mut random = Random::new(u64::from(turn) << 32 | u64::from(thread));
+        let mut random = Random::new((u64::from(turn) << 32) | u64::from(thread));
         let first = u64::from(turn) * u64::from(self.count);
         let mut buffer = Buffer::new(self.size);
         let buf = buffer.bytes();
@@ -90,7 +82,7 @@ impl Work {
         if let Some(gate) = gate {
             gate.wait();
         }
-        let start = Instant::now();
+        let watch = Stopwatch::start();
         for request in 0..self.count {
             let place = match self.order {
                 Order::Random => random.below(places),
@@ -101,7 +93,7 @@ impl Work {
                 Kind::Write => disk.write(buf, place * size)?,
             }
         }
-        Ok((start, Instant::now()))
+        Ok(watch.lap())
     }
 }
 
@@ -184,7 +176,7 @@ mod tests {
         let logged = |turn, threads| {
             let log = Log::default();
             let work = Work { threads, ..WORK };
-            assert!(work.rate(&log, 1 << 20, turn).unwrap() > 0.0);
+            assert!(work.rate(Clock::Wall, &log, 1 << 20, turn).unwrap() > 0.0);
             let mut log = log.0.into_inner().unwrap();
             log.sort_unstable();
             log
@@ -209,7 +201,7 @@ mod tests {
             ..WORK
         };
         for turn in 0..2 {
-            work.rate(&log, 4 * 512, turn).unwrap();
+            work.rate(Clock::Wall, &log, 4 * 512, turn).unwrap();
         }
         assert_eq!(*log.0.lock().unwrap(), [0, 512, 1024, 1536, 0, 512]);
     }
@@ -222,7 +214,7 @@ mod tests {
                 threads,
                 ..WORK
             };
-            assert!(work.rate(&Log::default(), 1 << 20, 0).is_err());
+            assert!(work.rate(Clock::Wall, &Log::default(), 1 << 20, 0).is_err());
         }
     }
 

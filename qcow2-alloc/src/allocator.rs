@@ -417,8 +417,24 @@ impl Allocator {
     pub fn add_references(&self, first: HostCluster, count: u64) -> Result<(), AllocError> {
         self.meta.check_writable()?;
         let mut state = lock(&self.state);
-        while !self.make_blocks(&mut state, first.get(), count)? {}
+        self.make_blocks_of_used(&mut state, first.get(), count)?;
         self.raise(&mut state, first.get(), count)
+    }
+
+    /// Sees to it that blocks for clusters exist that may be in use: no block may be put there.
+    fn make_blocks_of_used(
+        &self,
+        state: &mut State,
+        first: u64,
+        count: u64,
+    ) -> Result<(), AllocError> {
+        let end = first.saturating_add(count);
+        let (first_block, _) = State::locate(self.geometry(), first);
+        let (last_block, _) = State::locate(self.geometry(), end.saturating_sub(1));
+        if (first_block..=last_block).any(|block| state.block(block).is_none()) {
+            self.cover_below(state, end)?;
+        }
+        Ok(())
     }
 
     /// Sets a refcount to what a check has found it should be; makes the block if need be.
@@ -437,7 +453,7 @@ impl Allocator {
         }
         let mut state = lock(&self.state);
         if value > 0 {
-            while !self.make_blocks(&mut state, cluster.get(), 1)? {}
+            self.make_blocks_of_used(&mut state, cluster.get(), 1)?;
         }
         self.store(&state, cluster.get(), value)?;
         if value == 0 {

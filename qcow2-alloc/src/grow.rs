@@ -8,7 +8,8 @@ use crate::state::State;
 use crate::{AllocError, Allocator};
 
 impl Allocator {
-    /// Sees to it that blocks for these clusters exist. `false` if one had to be made: it may lie on them.
+    /// Sees to it that blocks for these clusters, which are free, exist. `false` if some had to be made: they lie on the first of
+    /// them, so that the rest stays in one piece.
     pub(crate) fn make_blocks(
         &self,
         state: &mut State,
@@ -19,19 +20,19 @@ impl Allocator {
         let last = first + (count - 1);
         let (first_block, _) = State::locate(geometry, first);
         let (last_block, _) = State::locate(geometry, last);
-        let mut complete = true;
+        if last_block >= state.table.len() {
+            self.grow_table(state, last_block)?;
+            return Ok(false);
+        }
+        let mut at = first;
         for block in first_block..=last_block {
-            if block >= state.table.len() {
-                self.grow_table(state, block)?;
-                complete = false;
-            }
             if state.block(block).is_none() {
-                let start = block as u64 * geometry.refcounts_per_block();
-                self.make_block(state, block, start.max(first))?;
-                complete = false;
+                // Described by itself or by one of those before.
+                self.make_block(state, block, at)?;
+                at += 1;
             }
         }
-        Ok(complete)
+        Ok(at == first)
     }
 
     /// Makes the block numbered `block` in the free cluster `at`, which it or another block describes.
@@ -198,23 +199,27 @@ impl Allocator {
     /// When the file can't grow or be written.
     pub fn cover(&self, end: HostCluster) -> Result<(), AllocError> {
         self.meta.check_writable()?;
+        self.cover_below(&mut self.lock(), end.get())
+    }
+
+    /// As [`cover`](Self::cover), for who has the lock.
+    pub(crate) fn cover_below(&self, state: &mut State, end: u64) -> Result<(), AllocError> {
         let geometry = self.meta.geometry();
-        let mut state = self.lock();
-        state.tail = state.tail.max(end.get());
-        state.virgin = state.virgin.max(end.get());
-        let Some(last) = end.get().checked_sub(1) else {
+        state.tail = state.tail.max(end);
+        state.virgin = state.virgin.max(end);
+        let Some(last) = end.checked_sub(1) else {
             return Ok(());
         };
         let (last_block, _) = State::locate(geometry, last);
         if last_block >= state.table.len() {
-            self.grow_table(&mut state, last_block)?;
+            self.grow_table(state, last_block)?;
         }
         for block in 0..=last_block {
             while state.block(block).is_none() {
                 let at = state.tail;
                 let (own, _) = State::locate(geometry, at);
                 if own >= state.table.len() {
-                    self.grow_table(&mut state, own)?;
+                    self.grow_table(state, own)?;
                     continue;
                 }
                 // The block's own cluster must be described, too, and be it by itself.
@@ -222,7 +227,7 @@ impl Allocator {
                     None => own,
                     Some(_) => block,
                 };
-                self.make_block(&mut state, first, at)?;
+                self.make_block(state, first, at)?;
             }
         }
         Ok(())

@@ -92,6 +92,12 @@ impl<'a> Player<'a> {
     ///
     /// When what comes of it is wrong.
     pub fn play(&mut self, action: &Action) -> Result<(), Failure> {
+        if self.subject.is_none() {
+            self.reopen()?;
+            if self.subject.is_none() {
+                return Ok(());
+            }
+        }
         match action {
             Action::Write {
                 range,
@@ -207,7 +213,7 @@ impl<'a> Player<'a> {
     ///
     /// # Errors
     ///
-    /// When it does not open, in tolerant manner twice in a row.
+    /// When it does not open, in tolerant manner twice in a row. There it may stay closed for want of space.
     pub fn reopen(&mut self) -> Result<(), Failure> {
         self.lifeline = Lifeline::default();
         let held = Files {
@@ -225,7 +231,14 @@ impl<'a> Player<'a> {
             (Err(refusal), Manner::Strict) => return Err(Failure::from(refusal).during("opening")),
             (Err(refusal), Manner::Tolerant) => {
                 self.refusals.push(refusal);
-                open().map_err(|refusal| Failure::from(refusal).during("opening once more"))?
+                match open() {
+                    Ok(subject) => subject,
+                    // To recover an image takes space.
+                    Err(refusal) if is_full(&refusal) => return Ok(()),
+                    Err(refusal) => {
+                        return Err(Failure::from(refusal).during("opening once more"));
+                    }
+                }
             }
         };
         let size = subject.disk().len().or_fail("asking for the size")?;
@@ -441,6 +454,14 @@ impl<'a> Player<'a> {
             }
         }
     }
+}
+
+/// Whether an operation failed for want of space.
+fn is_full(refusal: &Refusal) -> bool {
+    matches!(
+        refusal.kind,
+        Some(StorageErrorKind::NoSpace | StorageErrorKind::OutOfRange)
+    )
 }
 
 fn length(range: &Range<u64>) -> usize {

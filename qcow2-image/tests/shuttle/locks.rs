@@ -21,6 +21,9 @@ impl Traffic {
         for _ in 0..requests {
             let pass = gate.enter();
             self.entered.fetch_add(1, Ordering::SeqCst);
+            for _ in 0..8 {
+                assert!(self.inside());
+            }
             self.left.fetch_add(1, Ordering::SeqCst);
             drop(pass);
         }
@@ -56,7 +59,7 @@ fn with_traffic(judge: impl FnOnce(&World)) {
 
 #[test]
 fn after_a_drain_no_request_from_before_is_inside() {
-    explore(1500, || {
+    explore(3000, || {
         with_traffic(|world| {
             for _ in 0..2 {
                 let before = world
@@ -75,7 +78,7 @@ fn after_a_drain_no_request_from_before_is_inside() {
 
 #[test]
 fn two_drains_at_once_are_both_right() {
-    explore(1000, || {
+    explore(3000, || {
         with_traffic(|world| {
             let drain = |world: &World| {
                 let traffic = &world.traffic[0];
@@ -94,7 +97,7 @@ fn two_drains_at_once_are_both_right() {
 
 #[test]
 fn while_the_gate_is_closed_no_one_is_inside() {
-    explore(1500, || {
+    explore(3000, || {
         with_traffic(|world| {
             for _ in 0..2 {
                 let closed = world.gate.close();

@@ -77,7 +77,6 @@ pub(crate) fn has_zero(geometry: Geometry, word: u64) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use qcow2_format::{RefcountBlock, set_refcount};
 

@@ -148,8 +148,8 @@ impl<E> Drop for Run<'_, E> {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
-#[expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::mpsc::channel;

@@ -100,7 +100,8 @@ impl Image {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::io::{IoSlice, IoSliceMut};
     use std::sync::Arc;

@@ -171,7 +171,8 @@ fn refuse(option: &'static str, value: u64, why: String) -> ImageError {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use super::*;
 

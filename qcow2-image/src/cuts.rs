@@ -79,7 +79,8 @@ fn index(bytes: u64) -> Option<usize> {
     usize::try_from(bytes).ok()
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use super::*;
 

@@ -94,7 +94,8 @@ impl L1Table {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use qcow2_format::HostOffset;
 

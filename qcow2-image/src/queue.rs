@@ -303,7 +303,8 @@ impl Worker {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::collections::HashMap;
 

@@ -251,7 +251,8 @@ impl fmt::Debug for OverlapMap {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use super::*;
 

@@ -48,7 +48,7 @@ const CASE: Case = Case {
 /// A block that says where it belongs and who wrote it, in each of its words.
 fn block(place: u64, tag: u32) -> Vec<u8> {
     let word = place << 32 | u64::from(tag);
-    word.to_le_bytes().repeat(64)
+    word.to_be_bytes().repeat(64)
 }
 
 fn blocks(first: u64, count: u64, tag: u32) -> Vec<u8> {
@@ -62,7 +62,7 @@ fn assert_blocks(first: u64, bytes: &[u8], whole: bool) {
     for (place, block) in (first..).zip(bytes.chunks(BLOCK as usize)) {
         let (words, _) = block.as_chunks::<8>();
         for word in words {
-            let found = u64::from_le_bytes(*word);
+            let found = u64::from_be_bytes(*word);
             let fits = found == 0 || found >> 32 == place && found as u32 != 0;
             assert!(fits, "block {place} has {found:#018x}");
             assert!(!whole || word == &words[0], "block {place} is torn");
@@ -113,8 +113,9 @@ impl Worker<'_> {
                     let start = range.start;
                     let mut ops = [Op::write(one, start), Op::write(two, start + BLOCK)];
                     self.image.submit(&mut ops);
-                    ops.iter_mut()
-                        .for_each(|op| op.take_result().unwrap().unwrap());
+                    for op in &mut ops {
+                        op.take_result().unwrap().unwrap();
+                    }
                 } else {
                     self.image.write_at(&bytes, range.start).unwrap();
                 }

@@ -63,6 +63,30 @@ fn a_table_moves_far_in_one_step() {
 }
 
 #[test]
+fn runs_longer_than_what_a_block_describes_are_found() {
+    let (storage, header) = empty_image(narrow());
+    let storage = Arc::new(storage);
+    let (meta, alloc) = open(storage.clone(), header, 4);
+    let mut model = Model::default();
+    for count in [64, 65, 200, 63, 1000] {
+        let allocation = alloc.allocate_contiguous(count).unwrap();
+        assert_eq!(allocation.count(), count);
+        model.take(allocation.first().get(), count);
+        allocation.keep();
+        // Something in the way of the next.
+        let allocation = alloc.allocate(1, None).unwrap();
+        model.take(allocation.first().get(), 1);
+        allocation.keep();
+    }
+    // No more than the clusters and their blocks take.
+    assert!(alloc.file_clusters() < 2000, "{}", alloc.file_clusters());
+    settle(&meta, &alloc);
+    settle(&meta, &alloc);
+    assert_eq!(model.compare(&meta, &alloc), 0);
+    compare_on_disk(&model, &storage);
+}
+
+#[test]
 fn a_table_of_more_than_8_mib_is_an_error_that_changes_nothing() {
     let (storage, header) = empty_image(narrow());
     let storage = Arc::new(storage);

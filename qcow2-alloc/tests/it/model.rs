@@ -92,7 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1..30_u64, prop::option::of(0..20_usize))
             .prop_map(|(want, near)| Step::Take { want, near }),
-        1 => (1..60_u64).prop_map(|count| Step::TakeWhole { count }),
+        1 => (1..300_u64).prop_map(|count| Step::TakeWhole { count }),
         1 => (1..30_u64).prop_map(|want| Step::TakeAndDrop { want }),
         1 => (1..30_u64, 0..40_u64).prop_map(|(want, kept)| Step::TakeAndKeepSome { want, kept }),
         1 => (0..20_usize).prop_map(|run| Step::Refer { run }),

@@ -112,3 +112,27 @@ fn readers_that_never_stop_don_t_keep_clusters_from_being_used_again() {
     assert!(len <= 100 * CLUSTER, "{len}");
     rig.finish();
 }
+
+#[test]
+fn refcount_tables_and_l1_tables_grow_with_the_disk() {
+    // The narrowest: a refcount block describes 64 clusters, and an L1 table of one cluster maps 2 MiB.
+    let create = CreateOptions::new(1 << 20)
+        .cluster_size(512)
+        .refcount_bits(64);
+    let rig = Rig::new(&create, Image::options());
+    let size = 200 << 20;
+    rig.image.set_len(size).unwrap();
+    let places: Vec<u64> = (0..100).map(|number| number * (size / 100)).collect();
+    for (number, place) in places.iter().enumerate() {
+        rig.write(*place, number as u8 + 1, 100 * 512);
+        if number % 10 == 0 {
+            rig.flush();
+        }
+    }
+    // Ten thousand clusters need more than the 64 refcount blocks that the first table lists.
+    assert!(rig.image.header().refcount_table_clusters > 1);
+    for (number, place) in places.iter().enumerate() {
+        assert!(rig.read(*place, 100 * 512) == vec![number as u8 + 1; 100 * 512]);
+    }
+    rig.finish();
+}

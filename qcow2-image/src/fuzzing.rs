@@ -285,10 +285,8 @@ impl Disk {
         if let Some(byte) = fill {
             match &result {
                 Ok(()) => self.fill(&range, byte),
-                // What is refused does nothing. Zeros may be refused when a part of them is there.
-                Err(error)
-                    if error.kind() == StorageErrorKind::Unsupported
-                        && !matches!(request.kind, Kind::Zero(_)) => {}
+                // What is refused does nothing.
+                Err(error) if error.kind() == StorageErrorKind::Unsupported => {}
                 Err(_) if image.virtual_size() < range.end => {}
                 Err(_) => self.forget(&range),
             }

@@ -104,6 +104,12 @@ impl Metadata {
         header: Header,
         options: &MetadataOptions,
     ) -> Self {
+        // Extended entries have a second word, which is the same in each.
+        let distance = if header.geometry.extended_l2() {
+            0
+        } else {
+            header.geometry.cluster_size()
+        };
         Self {
             storage,
             data,
@@ -113,7 +119,7 @@ impl Metadata {
             rules: options.rules,
             poisoned: AtomicBool::new(false),
             dirty_bit: AtomicBool::new(header.incompatible.dirty()),
-            l2: TableCache::new(options.l2_slice_bytes, options.l2_slices),
+            l2: TableCache::new(options.l2_slice_bytes, options.l2_slices).with_distance(distance),
             refcounts: TableCache::new(options.refcount_slice_bytes, options.refcount_slices),
             overlap: OverlapMap::new(header.geometry, options.overlap_checks),
             roots: Mutex::default(),

@@ -23,6 +23,8 @@ const WAYS: usize = 8;
 /// Slices of one kind of table.
 pub struct TableCache {
     slice_bits: u32,
+    /// Words of a slice that differ by this from one to the next need not be looked at one by one; 0 if there are none such.
+    distance: u64,
     set_mask: usize,
     ways: usize,
     /// The number of the slice in each slot; the slots of a set are neighbours.
@@ -78,6 +80,7 @@ impl TableCache {
         let count = sets * ways;
         Self {
             slice_bits,
+            distance: 0,
             set_mask: sets - 1,
             ways,
             keys: (0..count).map(|_| AtomicU64::new(EMPTY)).collect(),
@@ -94,6 +97,14 @@ impl TableCache {
             dirty: Mutex::default(),
             dirty_count: AtomicUsize::new(0),
         }
+    }
+
+    /// The same cache, which expects that words often grow by `distance` from one to the next: the entries of neighbours that lie
+    /// one after the other.
+    #[must_use]
+    pub fn with_distance(mut self, distance: u64) -> Self {
+        self.distance = distance;
+        self
     }
 
     /// Bytes in a slice.
@@ -133,7 +144,7 @@ impl TableCache {
 
     /// Reads what `read` wants from the slice's words; `None` if the slice is not here.
     #[inline]
-    fn read<T>(&self, at: HostOffset, read: impl Fn(&[AtomicU64]) -> Option<T>) -> Option<T> {
+    fn read<T>(&self, at: HostOffset, read: impl Fn(&Slot) -> Option<T>) -> Option<T> {
         let key = self.key(at);
         let range = self.slot_range(self.set_of(key));
         'search: loop {
@@ -150,7 +161,7 @@ impl TableCache {
             if keys.get(way)?.load(Ordering::Acquire) != key {
                 continue 'search;
             }
-            let value = read(slot.words()?)?;
+            let value = read(slot)?;
             // The words were read before the version is looked at again.
             fence(Ordering::Acquire);
             if slot.version.load(Ordering::Relaxed) == version {
@@ -165,14 +176,20 @@ impl TableCache {
     pub fn get(&self, at: HostOffset) -> Option<u64> {
         let index = self.word_index(at);
         // Part of one total order with the counters of requests in flight, hence SeqCst.
-        self.read(at, |words| Some(words.get(index)?.load(Ordering::SeqCst)))
+        self.read(at, |slot| {
+            if let Some(word) = slot.linear_word(index as u64, self.distance) {
+                return Some(word);
+            }
+            Some(slot.words()?.get(index)?.load(Ordering::SeqCst))
+        })
     }
 
     /// The two words at `at`, as they were at one moment, if they are here.
     #[inline]
     pub fn get_pair(&self, at: HostOffset) -> Option<(u64, u64)> {
         let index = self.word_index(at);
-        self.read(at, |words| {
+        self.read(at, |slot| {
+            let words = slot.words()?;
             Some((
                 words.get(index)?.load(Ordering::SeqCst),
                 words.get(index + 1)?.load(Ordering::SeqCst),
@@ -240,6 +257,7 @@ impl TableCache {
         };
         load(HostOffset::new(key << self.slice_bits), &mut bytes)?;
         slot.fill(&bytes);
+        slot.straighten(self.distance);
         loading.done = true;
         let mut flags = lock(&set.flags);
         if let Some(flags) = flags.of.get_mut(way) {
@@ -353,6 +371,8 @@ impl TableCache {
                 bytes: slot.bytes(),
                 slot: index,
             });
+            // A good moment: all words have just been read, and no one changes them.
+            slot.straighten(self.distance);
         }
         copies.sort_unstable_by_key(|copy| copy.offset);
         copies
@@ -516,6 +536,9 @@ impl SliceWriter<'_> {
     /// Stores a word; readers see the old or the new one.
     pub fn set(&mut self, index: usize, value: u64) {
         if let Some(word) = self.words.get(index) {
+            if !self.changed {
+                self.slot.bend();
+            }
             word.store(value, Ordering::SeqCst);
             self.changed = true;
         }

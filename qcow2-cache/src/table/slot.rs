@@ -32,6 +32,9 @@ pub(super) struct Slot {
     /// Odd while the content changes as a whole or two words change together.
     pub(super) version: AtomicU64,
     touched: AtomicBool,
+    /// The first word, if each of the others is the one before it plus a distance that the cache knows, else 0. This line of
+    /// memory is looked at anyway; with its help the words, most of which are in no processor's cache, mostly are not.
+    linear: AtomicU64,
     words: OnceLock<Box<[AtomicU64]>>,
 }
 
@@ -40,6 +43,7 @@ impl Slot {
         Self {
             version: AtomicU64::new(0),
             touched: AtomicBool::new(false),
+            linear: AtomicU64::new(0),
             words: OnceLock::new(),
         }
     }
@@ -47,6 +51,34 @@ impl Slot {
     #[inline]
     pub(super) fn words(&self) -> Option<&[AtomicU64]> {
         self.words.get().map(|words| &**words)
+    }
+
+    /// The word numbered `index`, if the slice is linear.
+    #[inline]
+    pub(super) fn linear_word(&self, index: u64, distance: u64) -> Option<u64> {
+        // In one order with the counters of requests in flight, as the words are.
+        match self.linear.load(Ordering::SeqCst) {
+            0 => None,
+            first => Some(first.wrapping_add(index.wrapping_mul(distance))),
+        }
+    }
+
+    /// A word is about to change.
+    pub(super) fn bend(&self) {
+        self.linear.store(0, Ordering::SeqCst);
+    }
+
+    /// Looks whether the slice is linear. No one may be changing it.
+    pub(super) fn straighten(&self, distance: u64) {
+        let words = self.words().unwrap_or_default();
+        let first = words.first().map_or(0, |word| word.load(Ordering::Relaxed));
+        let linear = distance != 0
+            && words.iter().zip(0..).all(|(word, index)| {
+                let expected = first.wrapping_add(distance.wrapping_mul(index));
+                word.load(Ordering::Relaxed) == expected
+            });
+        self.linear
+            .store(if linear { first } else { 0 }, Ordering::SeqCst);
     }
 
     #[inline]

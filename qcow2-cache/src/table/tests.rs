@@ -279,3 +279,58 @@ fn trimming_gives_up_what_is_clean_and_was_not_used_since() {
     assert_eq!((cache.get(at(2)), cache.get(at(3))), (None, None));
     assert_eq!(cache.take_dirty().len(), 1);
 }
+
+#[test]
+fn words_in_equal_steps_are_those_that_were_stored() {
+    const FIRST: u64 = 0x8000_0000_0005_0000;
+    const STEP: u64 = 0x10000;
+    let cache = TableCache::new(512, 2).with_distance(STEP);
+    let place = |word: u64| HostOffset::new(word * 8);
+    let mut expected: Vec<u64> = (0..64).map(|word| FIRST + word * STEP).collect();
+    let load = |_, bytes: &mut [u8]| {
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(0..) {
+            bytes.copy_from_slice(&(FIRST + word * STEP).to_be_bytes());
+        }
+        Ok::<(), ()>(())
+    };
+    assert_eq!(cache.ensure(place(0), load), Ok(Room::Resident));
+    let found = || -> Vec<u64> {
+        (0..64)
+            .map(|word| cache.get(place(word)).unwrap())
+            .collect()
+    };
+    assert!(
+        cache
+            .slots
+            .iter()
+            .any(|slot| slot.linear_word(0, STEP) == Some(FIRST))
+    );
+    assert_eq!(found(), expected);
+
+    // One that is out of step, back in step, and a commit that notices.
+    for (value, linear) in [(7, false), (FIRST + 9 * STEP, true)] {
+        cache.update(place(9), |slice| slice.set(9, value)).unwrap();
+        expected[9] = value;
+        assert_eq!(found(), expected);
+        assert!(
+            cache
+                .slots
+                .iter()
+                .all(|slot| slot.linear_word(0, STEP).is_none())
+        );
+        for copy in cache.take_dirty() {
+            cache.written(&copy);
+        }
+        let noticed = cache
+            .slots
+            .iter()
+            .any(|slot| slot.linear_word(0, STEP).is_some());
+        assert_eq!(noticed, linear);
+        assert_eq!(found(), expected);
+    }
+    // Another slice in its slot has nothing of it.
+    cache.forget(place(0), 512);
+    let zeros = |_, _: &mut [u8]| Ok::<(), ()>(());
+    assert_eq!(cache.ensure(place(0), zeros), Ok(Room::Resident));
+    assert_eq!(found(), vec![0; 64]);
+}

@@ -15,3 +15,17 @@ fn run(scheduler: impl Scheduler + 'static, model: fn()) {
     config.stack_size = 1 << 18;
     Runner::new(scheduler, config).run(model);
 }
+
+/// Runs a small `model` under schedules with more changes of who comes first.
+pub(crate) fn explore_deeply(schedules: usize, model: fn()) {
+    let times = std::env::var("QCOW2_SHUTTLE").map_or(1, |times| times.parse().unwrap());
+    let seed = times as u64;
+    run(
+        PctScheduler::new_from_seed(seed, 4, schedules * times),
+        model,
+    );
+    run(
+        PctScheduler::new_from_seed(seed, 5, schedules * times),
+        model,
+    );
+}

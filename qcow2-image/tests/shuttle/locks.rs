@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex as StdMutex};
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 
-use crate::explore::explore;
+use crate::explore::{explore, explore_deeply};
 use crate::gate::Gate;
 use crate::stripes::Stripes;
 
@@ -73,6 +73,27 @@ fn after_a_drain_no_request_from_before_is_inside() {
                 }
             }
         });
+    });
+}
+
+#[test]
+fn a_request_that_was_slow_to_enter_is_waited_for() {
+    explore_deeply(20_000, || {
+        let world = Arc::new(World {
+            gate: Gate::new(),
+            traffic: Default::default(),
+        });
+        let entrant = {
+            let world = world.clone();
+            thread::spawn(move || world.traffic[0].run(&world.gate, 1))
+        };
+        for _ in 0..2 {
+            let before = world.traffic[0].entered.load(Ordering::SeqCst);
+            if world.gate.drain() {
+                assert!(world.traffic[0].left.load(Ordering::SeqCst) >= before);
+            }
+        }
+        entrant.join().unwrap();
     });
 }
 

@@ -7,15 +7,16 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 
-use crate::{Extent, File, Limits, Op, Result, Storage, ZeroFlags};
+use crate::{Extent, File, Limits, Op, Request, Result, Storage, ZeroFlags};
 
 use self::ring::Ring;
 
 /// How many batches run in rings at once, at most; each ring takes some pages of the kernel's memory.
 const MAX_RINGS: usize = 16;
 
-/// From this many operations on, one submission costs less than to ask the page cache for each of them first.
-const DEEP: usize = 8;
+/// After so many reads of a batch that would have to wait the page cache is not asked for the others: each question costs a
+/// system call, and the ring takes all of them with one.
+const MISSES_MAX: usize = 2;
 
 /// A file whose batches go to the kernel in one go.
 ///
@@ -102,14 +103,24 @@ impl Uring {
         })
     }
 
-    /// Carries out what needs no waiting for, if the batch is short, and leaves the rest without a result.
+    /// Carries out what needs no waiting for, and leaves the rest without a result. A batch that has to wait for a disk is noticed
+    /// by its first reads.
     fn run_now(&self, ops: &mut [Op<'_>]) {
-        if ops.len() >= DEEP {
-            return;
-        }
+        let mut misses = 0;
         for op in ops {
+            if !matches!(
+                op.request(),
+                Request::Read { .. } | Request::ReadVectored { .. }
+            ) {
+                continue;
+            }
             if self.file.read_now(op.request_mut()) {
                 op.complete(Ok(()));
+            } else {
+                misses += 1;
+                if misses == MISSES_MAX {
+                    return;
+                }
             }
         }
     }

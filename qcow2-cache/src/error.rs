@@ -37,7 +37,7 @@ pub enum MetadataError {
         /// What is wrong with it.
         detail: String,
     },
-    /// The image has been found corrupt before, or its header could not be written and may be half changed.
+    /// The image has been found corrupt before, or a flush has failed and nobody knows what of the writes before it is there.
     #[error("the image takes no more writes, after what went wrong before")]
     Poisoned,
     /// The image is open for reading only.

@@ -1,9 +1,11 @@
 //! Feature bits that say how the image is, and what happens when it is not well.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use qcow2_format::header::{Header, Version};
 use qcow2_format::{HostCluster, HostOffset};
+use qcow2_io::Storage;
 
 use super::Metadata;
 use crate::sync::atomic::Ordering;
@@ -41,24 +43,42 @@ impl Metadata {
     ) -> Result<(), MetadataError> {
         self.check_writable()?;
         if self.rules.root_last {
-            self.storage.flush()?;
+            self.sync()?;
         }
         let mut header = lock(&self.header);
         let old = header.clone();
         let switched = self
             .write_fields(&mut header, range.clone(), change)
-            .and_then(|()| Ok(self.storage.flush()?));
+            .and_then(|()| self.sync());
         let Err(error) = switched else {
             return Ok(());
         };
         let restored = self
             .write_fields(&mut header, range, |header| *header = old.clone())
-            .and_then(|()| Ok(self.storage.flush()?));
+            .and_then(|()| self.sync());
         if restored.is_err() {
             *header = old;
             self.poisoned.store(true, Ordering::Release);
         }
         Err(error)
+    }
+
+    /// Makes all writes to the image file durable.
+    ///
+    /// # Errors
+    ///
+    /// What the storage reports. Nobody can tell then which of the writes since the last sync are there, so the image takes
+    /// no more: what follows could rest on what is lost.
+    pub(super) fn sync(&self) -> Result<(), MetadataError> {
+        self.sync_file(&self.storage)
+    }
+
+    /// As [`sync`](Self::sync), for the image file or the data file.
+    pub(super) fn sync_file(&self, file: &Arc<dyn Storage>) -> Result<(), MetadataError> {
+        file.flush().map_err(|error| {
+            self.poisoned.store(true, Ordering::Release);
+            error.into()
+        })
     }
 
     /// Writes a part of the first sector of a changed header, and keeps the change if that works.

@@ -112,7 +112,7 @@ impl Metadata {
         let blocks = !roots.refcount_table.is_empty();
         if !self.rules.refcount_before_pointer {
             self.write_pointers(copies, &roots.l1)?;
-            self.storage.flush()?;
+            self.sync()?;
         }
         if self.lazy_refcounts {
             if (pointers || blocks) && self.rules.dirty_bit_first {
@@ -126,12 +126,12 @@ impl Metadata {
         }
         if blocks {
             self.write_entries(Kinds::REFCOUNT_TABLE, &roots.refcount_table)?;
-            self.storage.flush()?;
+            self.sync()?;
         }
         if pointers {
             self.write_pointers(copies, &roots.l1)?;
             if self.rules.flush_is_complete {
-                self.storage.flush()?;
+                self.sync()?;
             }
             if !self.rules.data_before_pointer {
                 self.sync_all()?;
@@ -152,9 +152,9 @@ impl Metadata {
     /// Guest data may lie in another file.
     fn sync_all(&self) -> Result<(), MetadataError> {
         if let Some(data) = &self.data {
-            data.flush()?;
+            self.sync_file(data)?;
         }
-        Ok(self.storage.flush()?)
+        self.sync()
     }
 
     /// Writes the dirty slices of refcount blocks. They only hold what may be on disk already.
@@ -252,7 +252,7 @@ impl Metadata {
         self.sync_all()?;
         if !roots.refcount_table.is_empty() {
             self.write_entries(Kinds::REFCOUNT_TABLE, &roots.refcount_table)?;
-            self.storage.flush()?;
+            self.sync()?;
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Metadata {
         let old = header.encode()?;
         let new = changed.encode()?;
         self.check(Kinds::MAIN_HEADER, HostOffset::new(0), new.len() as u64)?;
-        self.storage.flush()?;
+        self.sync()?;
         let differs = old.iter().zip(&new).rposition(|(old, new)| old != new);
         let Some(last) = differs else {
             return Ok(());
@@ -66,7 +66,7 @@ impl Metadata {
     fn write_part(&self, cluster: &[u8], part: Range<usize>) -> Result<(), MetadataError> {
         let bytes = cluster.get(part.clone()).unwrap_or_default();
         self.storage.write_at(bytes, part.start as u64)?;
-        Ok(self.storage.flush()?)
+        self.sync()
     }
 }
 

@@ -39,6 +39,13 @@ impl First {
         Self { threads: 4, ..self }
     }
 
+    /// Each write begins where the last one ended: of those to one cluster the first copies.
+    pub(super) const fn in_order(mut self) -> Self {
+        self.bench.step = self.bench.size as u64;
+        self.bench.count = COUNT * 4;
+        self
+    }
+
     /// QEMU, too, makes one request after the other.
     pub(super) const fn one_at_a_time(mut self) -> Self {
         self.bench.depth = 1;

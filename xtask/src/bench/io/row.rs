@@ -70,7 +70,7 @@ const CALLS: &str = "plain calls";
 const THIRD: f64 = 0.333;
 
 /// All rows, in the order in which they run.
-pub(super) const ROWS: [Row; 24] = [
+pub(super) const ROWS: [Row; 25] = [
     Row {
         name: "read-4k",
         what: "random reads of 4 KiB",
@@ -164,6 +164,12 @@ pub(super) const ROWS: [Row; 24] = [
         name: "cow-4k",
         what: "first writes of 4 KiB over a full backing file, each to a cluster of its own",
         measure: |setting| first::beside_qemu(setting, first::OVER_BACKING),
+        ..beside_qemu(3.0, 2304 * MIB)
+    },
+    Row {
+        name: "cow-4k-in-order",
+        what: "writes of 4 KiB one after the other over a full backing file",
+        measure: |setting| first::beside_qemu(setting, first::OVER_BACKING.in_order()),
         ..beside_qemu(3.0, 2304 * MIB)
     },
     Row {

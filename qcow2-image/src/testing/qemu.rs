@@ -215,7 +215,9 @@ fn action_commands(action: &Action, size: &mut u64) -> Vec<String> {
         } => {
             let grows = *new > *size;
             *size = *new;
-            let mode = if grows && *preallocation != Preallocation::Off {
+            // With metadata alone QEMU shows in the new part what the clusters of the old L1 table held.
+            let written = [Preallocation::Falloc, Preallocation::Full];
+            let mode = if grows && written.contains(preallocation) {
                 format!("-m {} ", preallocation.name())
             } else {
                 String::new()

@@ -246,7 +246,7 @@ impl Allocator {
         Ok(())
     }
 
-    /// Bytes of the image file in use, for a look from outside.
+    /// The clusters of the file, up to the last one that it had when it was opened or that was handed out since.
     pub fn file_clusters(&self) -> u64 {
         self.lock().tail
     }

@@ -169,11 +169,6 @@ impl Metadata {
         self.read_only
     }
 
-    /// Whether refcounts are written at the end only.
-    pub fn has_lazy_refcounts(&self) -> bool {
-        self.lazy_refcounts
-    }
-
     /// Which rules are kept.
     pub fn rules(&self) -> Rules {
         self.rules

@@ -41,23 +41,9 @@ impl Metadata {
         lock(&self.roots).refcount_table.insert(index, bits);
     }
 
-    /// Forgets changes of L1 entries: the table has been written as a whole.
-    pub fn forget_l1_changes(&self) {
-        lock(&self.roots).l1.clear();
-    }
-
     /// Forgets changes of refcount table entries: the table has been written as a whole.
     pub fn forget_refcount_table_changes(&self) {
         lock(&self.roots).refcount_table.clear();
-    }
-
-    /// Whether the next commit has anything to write.
-    pub fn has_changes(&self) -> bool {
-        let roots = lock(&self.roots);
-        !roots.l1.is_empty()
-            || !roots.refcount_table.is_empty()
-            || self.l2.dirty_count() > 0
-            || self.refcounts.dirty_count() > 0
     }
 
     /// Makes everything that was done before the call durable; shares the work with other callers.

@@ -215,7 +215,7 @@ fn action_commands(action: &Action, size: &mut u64) -> Vec<String> {
         } => {
             let grows = *new > *size;
             *size = *new;
-            // With metadata alone QEMU shows in the new part what the clusters of the old L1 table held.
+            // With metadata alone the new part does not always read as zeros in QEMU 10.0: it may get clusters that held tables.
             let written = [Preallocation::Falloc, Preallocation::Full];
             let mode = if grows && written.contains(preallocation) {
                 format!("-m {} ", preallocation.name())

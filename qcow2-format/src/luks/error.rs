@@ -13,6 +13,8 @@ pub enum LuksText {
     CipherMode,
     /// Name of the hash.
     HashSpec,
+    /// UUID.
+    Uuid,
 }
 
 impl fmt::Display for LuksText {
@@ -21,6 +23,7 @@ impl fmt::Display for LuksText {
             Self::CipherName => "cipher name",
             Self::CipherMode => "cipher mode",
             Self::HashSpec => "hash name",
+            Self::Uuid => "UUID",
         })
     }
 }
@@ -125,5 +128,35 @@ pub enum LuksError {
         first: usize,
         /// The other slot, of a higher number.
         second: usize,
+    },
+    /// A text that does not fit its field, for a new header.
+    #[error("the {field} has {found} bytes, at most {max} fit")]
+    TextTooLong {
+        /// Which text.
+        field: LuksText,
+        /// Its bytes.
+        found: usize,
+        /// Bytes that fit.
+        max: usize,
+    },
+    /// A text that would be read to its first zero byte only, for a new header.
+    #[error("the {field} contains a zero byte")]
+    TextWithZero {
+        /// Which text.
+        field: LuksText,
+    },
+    /// Key material that does not fill sectors, so that it can't be encrypted.
+    #[error("the key material has {len_bytes} bytes, no multiple of 512")]
+    KeyMaterialNotSectors {
+        /// Bytes of one slot's key material.
+        len_bytes: u32,
+    },
+    /// A slot that no header has.
+    #[error("there is no key slot {found}, the last is {max}")]
+    NoSuchSlot {
+        /// The slot asked for.
+        found: usize,
+        /// The last slot.
+        max: usize,
     },
 }

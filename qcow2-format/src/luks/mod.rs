@@ -1,11 +1,13 @@
 //! The LUKS1 header: how guest data is encrypted, and where the key lies in eight encrypted copies.
 
+mod build;
 mod error;
 
 use alloc::vec::Vec;
 
 use zerocopy::FromBytes;
 
+pub use build::{LuksParameters, SLOTS};
 pub use error::{LuksError, LuksText};
 
 use crate::raw;

@@ -2,7 +2,9 @@
 //!
 //! A compressed cluster is a stream that gives one cluster, inside a window of whole sectors whose exact end nobody noted:
 //! what follows the stream is padding or the next cluster. So a decoder here is told how much to produce, and stops there.
+//! An encoder gives one stream that says where it ends, or none when it would be no shorter than the cluster.
 
+mod level;
 #[cfg(feature = "zlib")]
 mod zlib;
 #[cfg(feature = "zstd")]
@@ -14,9 +16,11 @@ use std::fmt;
 #[cfg(any(feature = "zlib", feature = "zstd"))]
 use std::thread::LocalKey;
 
+pub use level::Level;
+
 /// A way to compress clusters.
 ///
-/// The names are always there; whether a build can decode them is a matter of its features `zlib` and `zstd`.
+/// The names are always there; whether a build can code them is a matter of its features `zlib` and `zstd`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Codec {
@@ -26,12 +30,12 @@ pub enum Codec {
     Zstd,
 }
 
-/// Why a stream gives no cluster.
+/// Why a stream gives no cluster, or a cluster can't be compressed as asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {
     /// The codec was left out of this build.
-    #[error("this build has no {codec} decoder")]
+    #[error("this build can't do {codec} compression: it was made without the feature `{codec}`")]
     Unavailable {
         /// Which one.
         codec: Codec,
@@ -62,16 +66,36 @@ pub enum CodecError {
         /// What the decoder says.
         reason: &'static str,
     },
-    /// The process can't have the memory a decoder needs, some hundred KiB.
-    #[error("no memory for a {codec} decoder")]
+    /// The process can't have the memory that coding needs: some hundred KiB, at high levels of zstd some ten MiB.
+    #[error("no memory for {codec} compression")]
     NoMemory {
         /// Which codec.
         codec: Codec,
     },
+    /// The encoder fails for a reason that lies in it alone.
+    #[error("the {codec} encoder fails: {reason}")]
+    Encoder {
+        /// Which codec.
+        codec: Codec,
+        /// What the encoder says.
+        reason: &'static str,
+    },
+    /// The codec has no such level.
+    #[error("{codec} has no compression level {found}: it goes from {min} to {max}")]
+    Level {
+        /// Which codec.
+        codec: Codec,
+        /// What was asked for.
+        found: i32,
+        /// The lowest level there is.
+        min: i32,
+        /// The highest level there is.
+        max: i32,
+    },
 }
 
 impl Codec {
-    /// Whether this build can decode it.
+    /// Whether this build can encode and decode it.
     pub fn is_available(self) -> bool {
         match self {
             Self::Zlib => cfg!(feature = "zlib"),
@@ -87,7 +111,7 @@ impl Codec {
     ///
     /// # Errors
     ///
-    /// When the stream doesn't give exactly this cluster, or this build has no such decoder. What `out` holds is then
+    /// When the stream doesn't give exactly this cluster, or this build has no such codec. What `out` holds is then
     /// unspecified.
     pub fn decompress(self, input: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
         match self {
@@ -98,6 +122,42 @@ impl Codec {
             #[cfg(not(all(feature = "zlib", feature = "zstd")))]
             codec => {
                 let _ = (input, out);
+                Err(CodecError::Unavailable { codec })
+            }
+        }
+    }
+
+    /// Compresses a cluster to the start of `out`, and says how many bytes the stream has there.
+    ///
+    /// `None` when the stream would be no shorter than the cluster, or finds no room in `out`: then the cluster is to be
+    /// stored as it is. Give it an `out` as long as the cluster. What `out` holds behind the stream, or without one, is
+    /// unspecified.
+    ///
+    /// A deflate stream refers back at most 4 KiB and ends with a final block; a Zstandard stream is one frame with its
+    /// content size and without a checksum. The same cluster, level and version of the libraries give the same stream. Each
+    /// thread keeps an encoder of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::Level`] for a level that belongs to another codec and isn't one of this, else
+    /// [`CodecError::Unavailable`], [`CodecError::NoMemory`] or [`CodecError::Encoder`].
+    pub fn compress(
+        self,
+        level: Level,
+        cluster: &[u8],
+        out: &mut [u8],
+    ) -> Result<Option<usize>, CodecError> {
+        let level = level.of(self)?;
+        let limit = out.len().min(cluster.len().saturating_sub(1));
+        let out = out.get_mut(..limit).unwrap_or_default();
+        match self {
+            #[cfg(feature = "zlib")]
+            Self::Zlib => zlib::compress(level, cluster, out),
+            #[cfg(feature = "zstd")]
+            Self::Zstd => zstd::compress(level, cluster, out),
+            #[cfg(not(all(feature = "zlib", feature = "zstd")))]
+            codec => {
+                let _ = (level, out);
                 Err(CodecError::Unavailable { codec })
             }
         }
@@ -113,23 +173,20 @@ impl fmt::Display for Codec {
     }
 }
 
-/// Runs `work` with the decoder of this thread, made at first use: making one costs as much as decoding a small cluster.
+/// What a thread keeps from one cluster to the next: making an encoder or decoder costs as much as coding a small cluster.
 #[cfg(any(feature = "zlib", feature = "zstd"))]
-fn with_decoder<D, R>(
-    slot: &'static LocalKey<RefCell<Option<D>>>,
-    make: impl FnOnce() -> Result<D, CodecError>,
-    work: impl FnOnce(&mut D) -> Result<R, CodecError>,
-) -> Result<R, CodecError> {
-    // A thread that is ending has no slots any more.
-    let kept = slot.try_with(RefCell::take).ok().flatten();
-    let mut decoder = match kept {
-        Some(decoder) => decoder,
-        None => make()?,
-    };
-    let result = work(&mut decoder);
-    // Then the decoder just goes.
-    let _ = slot.try_with(|slot| slot.replace(Some(decoder)));
-    result
+type Slot<C> = LocalKey<RefCell<Option<C>>>;
+
+/// Takes what the slot holds. Nothing in a thread that is ending: it has no slots any more.
+#[cfg(any(feature = "zlib", feature = "zstd"))]
+fn take<C>(slot: &'static Slot<C>) -> Option<C> {
+    slot.try_with(RefCell::take).ok().flatten()
+}
+
+/// Puts it back for the next cluster. In a thread that is ending it just goes.
+#[cfg(any(feature = "zlib", feature = "zstd"))]
+fn keep<C>(slot: &'static Slot<C>, coder: C) {
+    let _ = slot.try_with(|slot| slot.replace(Some(coder)));
 }
 
 #[cfg(test)]

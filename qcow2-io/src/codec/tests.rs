@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use zlib_rs::{Deflate, DeflateFlush, Status};
 
-use super::{Codec, CodecError};
+use super::{Codec, CodecError, Level};
 
 const CLUSTER: usize = 4096;
 /// Asks `deflate` for a stream without a final block.
@@ -306,6 +306,81 @@ proptest! {
             if let Err(error) = decode(codec, &stream, CLUSTER) {
                 prop_assert!(!error.to_string().is_empty());
             }
+        }
+    }
+}
+
+/// A cluster of that length through both directions, in whatever room it needs.
+fn round_trip(codec: Codec, level: Level, cluster: &[u8]) -> Option<Vec<u8>> {
+    let mut out = vec![0x55; cluster.len()];
+    let len = codec.compress(level, cluster, &mut out).unwrap()?;
+    assert!(len < cluster.len());
+    assert_eq!(decode(codec, &out[..len], cluster.len()).unwrap(), cluster);
+    out.truncate(len);
+    Some(out)
+}
+
+fn levels(codec: Codec) -> impl Iterator<Item = Level> {
+    let (min, max) = codec.levels();
+    (min..=max).map(move |level| Level::new(codec, level).unwrap())
+}
+
+/// Bytes that nothing compresses.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(99);
+        (state ^ state >> 29).to_be_bytes()[1]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[test]
+fn clusters_of_each_length_go_both_ways_at_each_level() {
+    for codec in [Codec::Zlib, Codec::Zstd] {
+        for bits in 9..=21 {
+            let bytes = text(1 << bits);
+            // The slow levels on the longest clusters are slow indeed.
+            for level in levels(codec).step_by(if bits < 18 { 1 } else { 7 }) {
+                assert!(
+                    round_trip(codec, level, &bytes).is_some(),
+                    "{codec} {level:?}"
+                );
+                round_trip(codec, level, &vec![0; 1 << bits]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cluster_that_would_not_get_shorter_gives_none_and_harms_no_later_one() {
+    let (good, bad) = (text(CLUSTER), noise(CLUSTER));
+    for codec in [Codec::Zlib, Codec::Zstd] {
+        for level in levels(codec) {
+            let first = round_trip(codec, level, &good).unwrap();
+            // Twice: an encoder that was cut off is not used again.
+            for _ in 0..2 {
+                assert_eq!(round_trip(codec, level, &bad), None, "{codec} {level:?}");
+            }
+            assert_eq!(round_trip(codec, level, &good).unwrap(), first);
+        }
+        for tiny in [&[][..], &[7]] {
+            assert_eq!(round_trip(codec, Level::default(), tiny), None);
+        }
+    }
+}
+
+#[test]
+fn a_stream_needs_no_more_room_than_it_has_bytes() {
+    let cluster = text(CLUSTER);
+    for codec in [Codec::Zlib, Codec::Zstd] {
+        for level in levels(codec) {
+            let stream = round_trip(codec, level, &cluster).unwrap();
+            for room in [0, 1, 5, stream.len() / 2, stream.len() - 1] {
+                let found = codec.compress(level, &cluster, &mut vec![0; room]);
+                assert_eq!(found, Ok(None), "{codec} {level:?} in {room} bytes");
+            }
+            assert_eq!(round_trip(codec, level, &cluster).unwrap(), stream);
         }
     }
 }

@@ -6,6 +6,8 @@
 
 mod batch;
 mod blocking;
+#[cfg(feature = "encryption")]
+pub mod cipher;
 pub mod codec;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod conformance;

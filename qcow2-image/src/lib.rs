@@ -20,6 +20,8 @@ mod gate;
 mod image;
 mod l1;
 mod link;
+#[cfg(feature = "encryption")]
+pub mod luks;
 mod mapping;
 mod open;
 mod options;

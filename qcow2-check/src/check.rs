@@ -42,8 +42,9 @@ fn report(storage: &dyn Storage, run: Run<'_>, hazards: bool) -> Report {
     let fatal = loaded.as_ref().is_none_or(|loaded| loaded.fatal);
     let mut complete = false;
     let mut bytes_read = 0;
+    let mut decoded = run.is_deep().then_some(0);
     if let Some(loaded) = &loaded {
-        complete = compared(loaded, &run, hazards);
+        complete = compared(loaded, &run, hazards, &mut decoded);
         complete &= !references::hidden_failure(&loaded.image, &run);
         bytes_read = loaded.image.reader.bytes_read();
     }
@@ -58,11 +59,13 @@ fn report(storage: &dyn Storage, run: Run<'_>, hazards: bool) -> Report {
         cancelled,
         complete,
         bytes_read,
+        decoded,
     }
 }
 
-/// Counts and compares references. Tells whether nothing was met that could hide some.
-fn compared(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
+/// Counts and compares references, and decodes what is compressed unless `decoded` is `None`. Tells whether nothing was met
+/// that could hide references.
+fn compared(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool, decoded: &mut Option<u64>) -> bool {
     let image = &loaded.image;
     let Some(counted) = references::count(loaded, run) else {
         return false;
@@ -96,6 +99,9 @@ fn compared(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool) -> bool {
     crate::crypto::check(image, run);
     if hazards {
         crate::audit::hazards(loaded, scan, &counted.tally, run);
+    }
+    if let Some(decoded) = decoded {
+        *decoded = crate::deep::check(image, scan, run);
     }
     counted.complete
 }

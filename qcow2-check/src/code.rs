@@ -140,6 +140,12 @@ catalogue! {
     CompressedOffset = "COMPRESSED-OFFSET", Corruption, beyond,
         "A compressed L2 entry has offset bits that no host offset may have.",
         "Drop the entry.";
+    CompressedUndecodable = "COMPRESSED-UNDECODABLE", Corruption, beyond,
+        "The compressed data of a guest cluster does not decode: reading the cluster fails. Only a deep check looks at that.",
+        "Restore the cluster from a backup or from a copy of the image; its content is lost here.";
+    CompressedUnchecked = "COMPRESSED-UNCHECKED", Error, beyond,
+        "A deep check was asked for, but compressed data could not be decoded for a reason that is not its own.",
+        "See to the storage or use a build that has the decoder, and check again.";
     SubclusterConflict = "SUBCLUSTER-CONFLICT", Corruption, qemu,
         "An extended L2 entry calls a subcluster both allocated and zero. Reading the cluster fails.",
         "Clear one of the two bits.";
@@ -244,6 +250,9 @@ catalogue! {
     CryptoInvalid = "CRYPTO-INVALID", Corruption, beyond,
         "The LUKS header breaks the rules; the disk can't be unlocked as it is.",
         "Restore the LUKS header from a backup.";
+    CryptoOdd = "CRYPTO-ODD", Note, beyond,
+        "The LUKS header breaks a rule of the format, but readers cope with it.",
+        "None needed.";
 
     // The file.
     DataPastImage = "DATA-PAST-IMAGE", Note, beyond,

@@ -29,7 +29,8 @@ pub fn image(data: &[u8]) {
     let one = Options {
         threads: 1,
         max_findings: 5,
-        monitor: None,
+        deep: true,
+        ..Options::default()
     };
     let report = audit(&storage, &one);
     for (code, total) in &report.totals {

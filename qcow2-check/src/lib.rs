@@ -19,6 +19,7 @@ mod code;
 mod compare;
 mod copied;
 mod crypto;
+mod deep;
 mod finding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -80,8 +80,10 @@ pub struct Report {
     pub cancelled: bool,
     /// Whether the reference walk met nothing that could hide references. Only then is a leak surely a leak.
     pub complete: bool,
-    /// Bytes of metadata read.
+    /// Bytes of metadata read, and of compressed clusters if they were decoded.
     pub bytes_read: u64,
+    /// Distinct pieces of compressed data decoded; `None` unless that was asked for.
+    pub decoded: Option<u64>,
 }
 
 impl Report {

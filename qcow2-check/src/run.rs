@@ -20,6 +20,8 @@ pub enum Phase {
     Refcounts,
     /// Exact places of what the other phases only counted.
     Details,
+    /// Decoding compressed clusters, where that was asked for. Begins anew for every few million of them.
+    Content,
 }
 
 impl fmt::Display for Phase {
@@ -29,6 +31,7 @@ impl fmt::Display for Phase {
             Self::References => "references",
             Self::Refcounts => "refcounts",
             Self::Details => "details",
+            Self::Content => "content",
         })
     }
 }
@@ -40,7 +43,7 @@ pub trait Monitor: Sync {
         _ = (phase, bytes);
     }
 
-    /// `bytes` bytes of metadata have been read since the check began.
+    /// `bytes` bytes have been read since the check began.
     fn progress(&self, bytes: u64) {
         _ = bytes;
     }
@@ -65,6 +68,9 @@ pub struct Options<'a> {
     pub max_findings: usize,
     /// Who watches.
     pub monitor: Option<&'a dyn Monitor>,
+    /// Whether [`check`](crate::check) and [`audit`](crate::audit) decode every compressed cluster, which takes as long as
+    /// decoding all of the disk does. Whether this build can is a matter of its features `zlib` and `zstd`.
+    pub deep: bool,
 }
 
 impl Default for Options<'_> {
@@ -73,6 +79,7 @@ impl Default for Options<'_> {
             threads: 0,
             max_findings: 100,
             monitor: None,
+            deep: false,
         }
     }
 }
@@ -82,6 +89,7 @@ impl fmt::Debug for Options<'_> {
         f.debug_struct("Options")
             .field("threads", &self.threads)
             .field("max_findings", &self.max_findings)
+            .field("deep", &self.deep)
             .finish_non_exhaustive()
     }
 }
@@ -116,6 +124,11 @@ impl<'a> Run<'a> {
     /// Runs `work` once on each thread, and gives all results.
     pub(crate) fn on_each_thread<T: Send>(&self, work: impl Fn() -> T + Sync) -> Vec<T> {
         self.threads.each(work)
+    }
+
+    /// Whether compressed clusters are to be decoded.
+    pub(crate) fn is_deep(&self) -> bool {
+        self.options.deep
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -122,7 +122,7 @@ fn judge(image: &dyn Storage, tolerance: Tolerance) -> Result<(), Failure> {
     let options = Options {
         threads: 1,
         max_findings: 3,
-        monitor: None,
+        ..Options::default()
     };
     let report = qcow2_check::check(image, &options);
     let dirty = report.total(Code::FeatureDirty) > 0;

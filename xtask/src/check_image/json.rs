@@ -32,6 +32,8 @@ struct Image<'a> {
     findings: &'a [Finding],
     findings_omitted: u64,
     bytes_read: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoded: Option<u64>,
     #[serde(rename = "image", skip_serializing_if = "Option::is_none")]
     facts: Option<&'a Facts>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +100,7 @@ pub(crate) fn object(audited: &Audited, deny_hazards: bool) -> serde_json::Resul
         findings: &report.findings,
         findings_omitted: all.saturating_sub(kept),
         bytes_read: report.bytes_read,
+        decoded: report.decoded,
         facts: audited.facts.as_ref(),
         online: audited.reading,
         chain: audited.below.as_ref(),

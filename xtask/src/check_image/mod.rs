@@ -82,6 +82,10 @@ pub(crate) struct Args {
     #[arg(long)]
     deny_hazards: bool,
 
+    /// Decode every compressed cluster, too, and name those that can't be read; takes as long as reading the whole disk
+    #[arg(long)]
+    deep: bool,
+
     /// Audit the backing files, too, as far as --references lets them be opened
     #[arg(long)]
     chain: bool,
@@ -96,7 +100,7 @@ pub(crate) struct Args {
     online: bool,
 
     /// Tell who owns the cluster at this offset of the image file: decimal or 0x…, perhaps with k, M, G or T
-    #[arg(long, value_name = "HOST_OFFSET", value_parser = owner::parse_offset, conflicts_with_all = ["chain", "deny_hazards", "all", "max_findings"])]
+    #[arg(long, value_name = "HOST_OFFSET", value_parser = owner::parse_offset, conflicts_with_all = ["chain", "deny_hazards", "all", "max_findings", "deep"])]
     owner: Option<u64>,
 
     /// Explain a finding's code; without CODE, or with `list`, name all codes
@@ -360,6 +364,7 @@ impl Auditor<'_> {
                 None => FINDINGS_KEPT,
             },
             monitor: Some(&progress),
+            deep: args.deep,
         };
         let report = qcow2_check::audit(file, &options);
         progress.finish();

@@ -85,6 +85,14 @@ pub(crate) fn render(audited: &Audited, extent: Extent, look: Look) -> String {
     {
         indented(&mut lines, &counts(audited));
     }
+    if let Some(decoded) = audited.report.decoded {
+        let text = match decoded {
+            0 => "No compressed data was decoded.".to_owned(),
+            1 => "1 piece of compressed data was decoded.".to_owned(),
+            n => format!("{n} pieces of compressed data were decoded."),
+        };
+        indented(&mut lines, &text);
+    }
     if let Some(reading) = audited.reading {
         let settled = if reading.settled {
             "the last two found the same"

@@ -1,14 +1,17 @@
-//! Batches of a file through io_uring.
+//! Batches of a file through io_uring, and by helpers.
 
+mod helper;
 mod ring;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 
 use crate::{Extent, File, Limits, Op, Request, Result, Storage, ZeroFlags};
 
+use self::helper::{Helpers, OPS_PER_HELPER};
 use self::ring::Ring;
 
 /// How many batches run in rings at once, at most; each ring takes some pages of the kernel's memory.
@@ -27,10 +30,18 @@ const MISSES_MAX: usize = 2;
 ///
 /// Where the kernel refuses, because it is old, or an administrator or a sandbox forbids io_uring, all goes by plain calls:
 /// slower for deep queues, the same otherwise.
+///
+/// What lies in memory is copied by the thread that submits, one operation after the other, unless there are
+/// [helpers](Self::with_helpers) to share it with.
 #[derive(Debug)]
 pub struct Uring {
     // Before the file: rings hold on to it.
     rings: Box<[Mutex<Place>]>,
+    helpers: Helpers,
+    /// The last batch found in the page cache what it asked for.
+    is_warm: AtomicBool,
+    /// The file lies in memory, all of it.
+    is_in_memory: bool,
     file: File,
 }
 
@@ -48,29 +59,58 @@ enum Place {
 impl Uring {
     /// Wraps a file. Never fails: without io_uring, batches go by plain calls.
     pub fn new(file: File) -> Self {
-        if file.is_in_memory() {
-            return Self::inactive(file);
+        let mut uring = Self::inactive(file);
+        if uring.is_in_memory {
+            return uring;
         }
-        let Ok(first) = Ring::new(file.as_std()) else {
-            return Self::inactive(file);
-        };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let empty = (1..threads.clamp(2, MAX_RINGS)).map(|_| Place::Empty);
-        Self {
-            rings: std::iter::once(Place::Ready(Box::new(first)))
+        if let Ok(first) = Ring::new(uring.file.as_std()) {
+            let empty = (1..processors().clamp(2, MAX_RINGS)).map(|_| Place::Empty);
+            uring.rings = std::iter::once(Place::Ready(Box::new(first)))
                 .chain(empty)
                 .map(Mutex::new)
-                .collect(),
-            file,
+                .collect();
         }
+        uring
     }
 
     /// Wraps a file and doesn't ask the kernel for a ring: what [`new`](Self::new) gives where it refuses.
     pub fn inactive(file: File) -> Self {
         Self {
             rings: Box::default(),
+            helpers: Helpers::default(),
+            is_warm: AtomicBool::new(true),
+            is_in_memory: file.is_in_memory(),
             file,
         }
+    }
+
+    /// Lets up to `count` threads share the reads of a batch with the one that submits it, where these needn't wait for a
+    /// disk: of files in memory and from the page cache. Without, no thread is started.
+    ///
+    /// A helper joins in for each 8 reads of a batch. It costs a thread, which keeps a processor busy while one batch follows the other and
+    /// for 50 µs after the last, then sleeps; the next batch wakes it, for some microseconds. So it pays on machines with processors
+    /// to spare, for batches that come in close order. Threads that submit at once don't wait for a helper: who finds it busy goes
+    /// without.
+    ///
+    /// No more than 8 are started, and fewer than there are processors; none for a file opened for direct I/O, whose reads wait
+    /// in rings. They are threads of the process that called this: a process forked later has none, and does all itself. They end
+    /// when this is dropped.
+    #[must_use]
+    pub fn with_helpers(self, count: usize) -> Self {
+        let spare = processors().saturating_sub(1);
+        self.start_helpers(count.min(spare))
+    }
+
+    /// As [`with_helpers`](Self::with_helpers), on any machine.
+    fn start_helpers(mut self, count: usize) -> Self {
+        let is_direct = self.file.together().is_some();
+        self.helpers = Helpers::start(if is_direct { 0 } else { count });
+        self
+    }
+
+    /// How many threads help.
+    pub fn helpers(&self) -> usize {
+        self.helpers.count()
     }
 
     /// Whether batches go through rings: the kernel gave one when this was made, and the file is one for which they pay.
@@ -106,23 +146,46 @@ impl Uring {
     /// Carries out what needs no waiting for, and leaves the rest without a result. A batch that has to wait for a disk is noticed
     /// by its first reads.
     fn run_now(&self, ops: &mut [Op<'_>]) {
-        let mut misses = 0;
-        for op in ops {
-            if !matches!(
-                op.request(),
-                Request::Read { .. } | Request::ReadVectored { .. }
-            ) {
-                continue;
+        let misses = AtomicUsize::new(0);
+        let run = |op: &mut Op<'_>| {
+            if !is_read(op) {
+                return true;
             }
             if self.file.read_now(op.request_mut()) {
                 op.complete(Ok(()));
-            } else {
-                misses += 1;
-                if misses == MISSES_MAX {
-                    return;
-                }
+                return true;
             }
+            misses.fetch_add(1, Ordering::Relaxed) + 1 < MISSES_MAX
+        };
+        // Nobody is woken for reads that wait for a disk.
+        let was_warm = self.is_warm.load(Ordering::Relaxed);
+        if was_warm && self.is_worth_sharing(ops) {
+            self.helpers.share(ops, &run);
+        } else {
+            let _ = ops.iter_mut().all(run);
         }
+        let is_warm = misses.into_inner() == 0;
+        if is_warm != was_warm {
+            self.is_warm.store(is_warm, Ordering::Relaxed);
+        }
+    }
+
+    /// Carries out the reads of a file that lies in memory, together with helpers. Writes don't: the system takes one write of
+    /// a file after the other.
+    fn run_in_memory(&self, ops: &mut [Op<'_>]) {
+        if self.is_worth_sharing(ops) {
+            self.helpers.share(ops, &|op| {
+                if is_read(op) {
+                    op.run(&self.file);
+                }
+                true
+            });
+        }
+    }
+
+    fn is_worth_sharing(&self, ops: &[Op<'_>]) -> bool {
+        let enough = OPS_PER_HELPER - 1;
+        self.helpers.count() > 0 && ops.iter().filter(|op| is_read(op)).nth(enough).is_some()
     }
 
     /// Carries out what a ring can do, and leaves the rest without a result.
@@ -185,7 +248,9 @@ impl Storage for Uring {
         for op in &mut *ops {
             op.take_result();
         }
-        if self.is_active() && ops.len() > 1 {
+        if self.is_in_memory {
+            self.run_in_memory(ops);
+        } else if ops.len() > 1 && (self.is_active() || self.helpers.count() > 0) {
             self.run_now(ops);
             self.run_in_ring(ops);
         }
@@ -203,6 +268,17 @@ impl Storage for Uring {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.file.write_at(buf, offset)
     }
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn is_read(op: &Op<'_>) -> bool {
+    matches!(
+        op.request(),
+        Request::Read { .. } | Request::ReadVectored { .. }
+    )
 }
 
 #[cfg(test)]

@@ -247,3 +247,143 @@ fn an_old_result_is_no_new_one() {
     let failed: Vec<bool> = ops.iter().map(|op| op.result().unwrap().is_err()).collect();
     assert_eq!(failed, [false, true, false]);
 }
+
+/// Files with two helpers, be it as if they lay in memory, or not.
+fn helped(bytes: &[u8]) -> [Uring; 2] {
+    [true, false].map(|in_memory| {
+        let dir = tempfile::tempdir().unwrap();
+        let options = FileOptions::new().write(true).create(true);
+        let file = options.open(dir.path().join("disk")).unwrap();
+        file.write_at(bytes, 0).unwrap();
+        let mut uring = if in_memory {
+            Uring::inactive(file)
+        } else {
+            Uring::new(file)
+        };
+        uring.is_in_memory |= in_memory;
+        let uring = uring.start_helpers(2);
+        assert_eq!(uring.helpers(), 2);
+        uring
+    })
+}
+
+#[test]
+fn with_helpers_each_operation_has_its_own_result() {
+    let bytes = pattern(100_000);
+    for uring in helped(&bytes) {
+        let lens = [1, 512, 4096, 700, 20_000, 0, 3000, 65];
+        let mut bufs: Vec<Vec<u8>> = lens
+            .iter()
+            .cycle()
+            .take(48)
+            .map(|len| vec![9; *len])
+            .collect();
+        let places: Vec<u64> = (0..48).map(|index| index * 1999).collect();
+        let (mut far, mut vectored) = ([9; 10], [[9; 300], [9; 300]]);
+        let mut ops: Vec<Op<'_>> = bufs
+            .iter_mut()
+            .zip(&places)
+            .map(|(buf, place)| Op::read(buf, *place))
+            .collect();
+        ops.insert(7, Op::read(&mut far, u64::MAX - 5));
+        ops.insert(20, Op::write(&[200; 50], 200_000));
+        ops.insert(
+            30,
+            Op::write_zeroes(u64::MAX - 5..u64::MAX, ZeroFlags::NONE),
+        );
+        ops.push(Op::new(Request::ReadVectored {
+            bufs: vectored
+                .iter_mut()
+                .map(|buf| IoSliceMut::new(buf))
+                .collect(),
+            offset: 99_500,
+        }));
+        uring.submit(&mut ops);
+        for (index, op) in ops.iter_mut().enumerate() {
+            let result = op.take_result().unwrap();
+            assert_eq!(
+                result.is_err(),
+                [7, 30].contains(&index),
+                "operation {index}"
+            );
+        }
+        drop(ops);
+        for (buf, place) in bufs.iter().zip(places) {
+            let mut expected = vec![0; buf.len()];
+            uring.read_at(&mut expected, place).unwrap();
+            assert!(*buf == expected, "the read at {place}");
+        }
+        let all = vectored.concat();
+        assert_eq!(all[..500], bytes[99_500..]);
+        assert_eq!(all[500..], [0; 100]);
+        let mut written = [0; 50];
+        uring.read_at(&mut written, 200_000).unwrap();
+        assert_eq!(written, [200; 50]);
+    }
+}
+
+#[test]
+fn with_helpers_a_cold_batch_is_shared_no_more_until_one_is_warm() {
+    let [_, uring] = helped(&pattern(40_000));
+    let run = |place: u64| {
+        let mut bufs = [[0; 100]; 16];
+        let mut ops: Vec<Op<'_>> = bufs.iter_mut().map(|buf| Op::read(buf, place)).collect();
+        uring.submit(&mut ops);
+        assert!(ops.iter().all(|op| matches!(op.result(), Some(Ok(())))));
+        bufs
+    };
+    // Past the end the page cache can't give all.
+    assert_eq!(run(39_950)[15][50..], [0; 50]);
+    assert!(!uring.is_warm.load(Ordering::Relaxed));
+    let mut buf = [0; 100];
+    let found = uring.file.read_now(&mut Request::Read {
+        buf: &mut buf,
+        offset: 0,
+    });
+    assert_eq!(run(0)[3], pattern(100)[..]);
+    // Unless the file system can't tell what it has.
+    assert_eq!(uring.is_warm.load(Ordering::Relaxed), found);
+}
+
+#[test]
+fn threads_share_a_file_and_its_helpers() {
+    const PAGE: usize = 512;
+    for uring in helped(&[]) {
+        thread::scope(|scope| {
+            for lane in 0..4u8 {
+                let uring = &uring;
+                scope.spawn(move || {
+                    for round in 0..20u8 {
+                        let data = [lane * 20 + round + 1; PAGE];
+                        let place = |page: u64| (page * 4 + u64::from(lane)) * PAGE as u64;
+                        let mut found = [[0; PAGE]; 16];
+                        let mut ops: Vec<Op<'_>> =
+                            (0..16).map(|page| Op::write(&data, place(page))).collect();
+                        uring.submit(&mut ops);
+                        assert!(ops.iter().all(|op| matches!(op.result(), Some(Ok(())))));
+                        let mut ops: Vec<Op<'_>> = (0..)
+                            .zip(&mut found)
+                            .map(|(page, buf)| Op::read(buf, place(page)))
+                            .collect();
+                        uring.submit(&mut ops);
+                        assert!(ops.iter().all(|op| matches!(op.result(), Some(Ok(())))));
+                        assert_eq!(found, [data; 16]);
+                    }
+                });
+            }
+        });
+        let file = uring.into_inner();
+        assert_eq!(file.len().unwrap(), 64 * PAGE as u64);
+    }
+}
+
+#[test]
+fn helpers_are_fewer_than_processors_and_none_for_direct_files() {
+    let make = |direct| {
+        let uring = uring(&FileOptions::new().direct(direct))?;
+        Some(uring.with_helpers(1000).helpers())
+    };
+    let most = helper::MAX_HELPERS.min(processors() - 1);
+    assert!(make(false).is_none_or(|count| count == most));
+    assert!(make(true).is_none_or(|count| count == 0));
+}

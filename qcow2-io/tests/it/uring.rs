@@ -40,6 +40,13 @@ fn a_file_whose_rings_were_refused_conforms() {
 }
 
 #[test]
+fn a_file_with_helpers_conforms() {
+    conformance::run(|| Box::new(uring(&FileOptions::new()).with_helpers(2)));
+    let make = || Uring::inactive(file(&FileOptions::new())).with_helpers(2);
+    conformance::run(|| Box::new(make()));
+}
+
+#[test]
 fn a_dropped_ring_leaves_no_lock_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
@@ -75,7 +82,7 @@ fn a_read_only_file_refuses_writes_of_a_batch() {
 #[test]
 fn threads_submit_at_once() {
     const PAGE: usize = 4096;
-    let uring = uring(&FileOptions::new());
+    let uring = uring(&FileOptions::new()).with_helpers(1);
     let completed = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for lane in 0..4u8 {

@@ -58,6 +58,24 @@ pub(crate) fn cut_mut<'a>(
     parts
 }
 
+/// How many bytes the buffers hold together.
+pub(crate) fn len_of(bufs: &[IoSlice<'_>]) -> u64 {
+    bufs.iter().map(|buf| buf.len() as u64).sum()
+}
+
+/// Copies what the buffers hold to the start of `out`; tells how much it is.
+pub(crate) fn gather(bufs: &[IoSlice<'_>], out: &mut [u8]) -> usize {
+    let mut filled = 0;
+    for buf in bufs {
+        let end = filled + buf.len();
+        if let Some(to) = out.get_mut(filled..end) {
+            to.copy_from_slice(buf);
+        }
+        filled = end;
+    }
+    filled
+}
+
 /// Copies `bytes` to where the buffers hold the bytes from `skip` on.
 pub(crate) fn fill_from(bufs: &mut [IoSliceMut<'_>], skip: u64, bytes: &[u8]) {
     let mut rest = bytes;

@@ -31,12 +31,29 @@ pub enum ImageError {
     /// The image is marked as corrupt, and was to be opened for writing.
     #[error("the image is marked as corrupt; it can be opened read-only, or repaired")]
     MarkedCorrupt,
-    /// Guest data is encrypted.
-    #[error("the image is encrypted ({method:?}); it is never opened as plain data")]
+    /// Guest data is encrypted, and this build has no ciphers.
+    #[error("the image is encrypted ({method}), which needs the feature `encryption`")]
     Encrypted {
         /// How.
         method: CryptMethod,
     },
+    /// Guest data is encrypted, and no secret was given.
+    #[error("the image is encrypted ({method}) and needs a secret")]
+    SecretMissing {
+        /// How.
+        method: CryptMethod,
+    },
+    /// A secret was given for an image that is not encrypted.
+    #[error("a secret was given, but the image is not encrypted")]
+    NeedlessSecret,
+    /// The encrypted image can't be unlocked.
+    #[cfg(feature = "encryption")]
+    #[error("the encrypted image can't be unlocked")]
+    Luks(#[from] crate::luks::LuksError),
+    /// A cipher refuses.
+    #[cfg(feature = "encryption")]
+    #[error(transparent)]
+    Cipher(#[from] qcow2_io::cipher::CipherError),
     /// A name in the image leads nowhere.
     #[error("the {what} can't be opened")]
     Reference {
@@ -93,6 +110,24 @@ pub enum ImageError {
         /// Why.
         source: CodecError,
     },
+    /// A cluster can't be compressed.
+    #[error("the cluster at guest offset {guest} can't be compressed")]
+    Compress {
+        /// First byte of the cluster.
+        guest: GuestOffset,
+        /// Why.
+        source: CodecError,
+    },
+    /// A request for whole clusters has parts of some.
+    #[error("{len} bytes at {offset} are not whole clusters of {unit} bytes")]
+    Unaligned {
+        /// First byte.
+        offset: GuestOffset,
+        /// Bytes.
+        len: u64,
+        /// Bytes of a cluster.
+        unit: u64,
+    },
     /// The request reaches beyond the end of the disk.
     #[error("a request of {len} bytes at {offset} reaches beyond the disk's {size} bytes")]
     OutOfRange {
@@ -146,7 +181,9 @@ impl ImageError {
                 AllocError::FileTooLarge { .. } | AllocError::RefcountTableTooLarge { .. },
             )
             | Self::OutOfRange { .. } => StorageErrorKind::OutOfRange,
-            Self::Alloc(_) | Self::Compressed { .. } => StorageErrorKind::Io,
+            Self::Alloc(_) | Self::Compressed { .. } | Self::Compress { .. } => {
+                StorageErrorKind::Io
+            }
             Self::Unsupported { .. } | Self::Encrypted { .. } => StorageErrorKind::Unsupported,
             Self::Referenced { source, .. } => source.kind(),
             _ => StorageErrorKind::Invalid,

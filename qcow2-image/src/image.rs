@@ -19,9 +19,11 @@ use qcow2_io::{
 
 use crate::compressed::Unpacked;
 use crate::create::{CreateError, CreateOptions, write_image};
+use crate::crypt::Crypt;
 use crate::gate::Gate;
 use crate::l1::L1Table;
 use crate::mapping::Shape;
+use crate::pack::Packer;
 use crate::stripes::Stripes;
 use crate::{ImageError, ImageOptions, ResizeOptions};
 
@@ -64,6 +66,11 @@ pub struct Image {
     /// By L1 index: who may change the L1 entry. Taken after `stripes`.
     pub(crate) tables: Stripes,
     pub(crate) unpacked: Unpacked,
+    /// `None` if guest data is in clear text.
+    pub(crate) crypt: Option<Crypt>,
+    pub(crate) packer: Packer,
+    /// The file may end within a sector.
+    pub(crate) ends_in_sector: AtomicBool,
     pub(crate) discard: bool,
     pub(crate) discard_no_unref: bool,
     /// Discards reach the file.
@@ -136,6 +143,7 @@ impl Image {
         let Some(alloc) = &self.alloc else {
             return Ok(());
         };
+        self.fill_last_sector()?;
         self.flush_all()?;
         Ok(self.meta.settle(alloc)?)
     }
@@ -168,12 +176,18 @@ impl Image {
         }
         let batch = alloc.take_ripe();
         if self.gate.drain() {
-            self.unpacked.forget();
+            self.forget_places();
             alloc.reclaim(batch)?;
         } else {
             alloc.keep_ripe(batch);
         }
         Ok(())
+    }
+
+    /// Released clusters are about to be free: what refers to them by their place must not any more.
+    pub(crate) fn forget_places(&self) {
+        self.unpacked.forget();
+        self.packer.forget();
     }
 
     /// What a request owes the others once it is through: the caches must not fill up with what only a commit can remove.

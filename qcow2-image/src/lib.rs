@@ -7,9 +7,12 @@ struct Readme;
 
 mod backing;
 mod batch;
+mod buffer;
 mod cache;
+mod compress;
 mod compressed;
 pub mod create;
+mod crypt;
 mod cuts;
 mod error;
 mod extents;
@@ -25,6 +28,7 @@ pub mod luks;
 mod mapping;
 mod open;
 mod options;
+mod pack;
 #[cfg(feature = "queue")]
 pub mod queue;
 mod read;

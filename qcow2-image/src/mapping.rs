@@ -34,7 +34,7 @@ impl Source {
 /// What the quick way through the mapping needs of the geometry, worked out once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
-    /// Entries of 8 bytes, and guest data in the image file.
+    /// Entries of 8 bytes, and guest data in the image file as it is.
     plain: bool,
     l1_shift: u32,
     /// Takes a guest offset to the place of its entry in the table, in bytes, once masked.
@@ -44,10 +44,10 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    pub(crate) fn new(rules: EntryRules) -> Self {
+    pub(crate) fn new(rules: EntryRules, encrypted: bool) -> Self {
         let geometry = rules.geometry;
         Self {
-            plain: !geometry.extended_l2() && !rules.external_data,
+            plain: !geometry.extended_l2() && !rules.external_data && !encrypted,
             l1_shift: geometry.l2_bits() + geometry.cluster_bits(),
             entry_shift: geometry.cluster_bits() - 3,
             table_mask: geometry.cluster_size() - 8,

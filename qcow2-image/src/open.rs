@@ -9,16 +9,24 @@ use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::{Metadata, MetadataOptions};
 use qcow2_check::chain::{MAX_LAYERS, References, Resolved, Resolver};
 use qcow2_format::Header;
+#[cfg(feature = "encryption")]
+use qcow2_format::HeaderError;
 use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::raw;
+#[cfg(feature = "encryption")]
+use qcow2_io::cipher::SectorCipher;
 use qcow2_io::{File, FileIdentity, FileOptions, Storage};
 
 use crate::cache::CacheSizes;
 use crate::compressed::Unpacked;
+use crate::crypt::Crypt;
 use crate::gate::Gate;
 use crate::l1::L1Table;
+#[cfg(feature = "encryption")]
+use crate::luks::{self, LuksArea};
 use crate::mapping::Shape;
 use crate::options::Backing;
+use crate::pack::Packer;
 use crate::stripes::Stripes;
 use crate::{Image, ImageError, ImageOptions};
 
@@ -114,6 +122,9 @@ impl Image {
         let data = open_data_file(options, &header, &context)?;
         let backing = open_backing(options, &header, context, path.as_deref())?;
 
+        // It may take seconds.
+        let crypt = unlock(&*storage, &header, options)?;
+
         let lazy_refcounts = options
             .lazy_refcounts
             .unwrap_or(header.compatible.lazy_refcounts());
@@ -141,7 +152,7 @@ impl Image {
         let image = Self {
             geometry: header.geometry,
             rules: header.entry_rules(),
-            shape: Shape::new(header.entry_rules()),
+            shape: Shape::new(header.entry_rules(), crypt.is_some()),
             raw_data: header.autoclear.raw_external_data(),
             compression: header.compression_type,
             size: AtomicU64::new(header.virtual_size()),
@@ -153,6 +164,9 @@ impl Image {
             stripes: Stripes::new(),
             tables: Stripes::new(),
             unpacked: Unpacked::new(),
+            crypt,
+            packer: Packer::default(),
+            ends_in_sector: AtomicBool::new(false),
             discard: options.discard,
             discard_no_unref: options.discard_no_unref,
             pass_request: options.pass_discard.request,
@@ -172,11 +186,6 @@ impl Image {
 }
 
 fn refuse(header: &Header, options: &ImageOptions) -> Result<(), ImageError> {
-    if header.crypt_method != CryptMethod::None {
-        return Err(ImageError::Encrypted {
-            method: header.crypt_method,
-        });
-    }
     if header.incompatible.corrupt() && !options.read_only {
         return Err(ImageError::MarkedCorrupt);
     }
@@ -197,6 +206,56 @@ fn refuse(header: &Header, options: &ImageOptions) -> Result<(), ImageError> {
         });
     }
     Ok(())
+}
+
+/// The cipher of an encrypted image.
+#[cfg(feature = "encryption")]
+fn unlock(
+    storage: &dyn Storage,
+    header: &Header,
+    options: &ImageOptions,
+) -> Result<Option<Crypt>, ImageError> {
+    let method = header.crypt_method;
+    let secrets = &options.secrets;
+    let Some(secret) = secrets.by_layer.get(&0) else {
+        return match method {
+            CryptMethod::None => Ok(None),
+            method => Err(ImageError::SecretMissing { method }),
+        };
+    };
+    match method {
+        CryptMethod::None => Err(ImageError::NeedlessSecret),
+        CryptMethod::Aes => Ok(Some(Crypt {
+            cipher: SectorCipher::legacy_aes(secret),
+            by_guest: true,
+        })),
+        // Decoding has refused other methods, and a header without its extension.
+        CryptMethod::Luks | CryptMethod::Unknown(_) => {
+            let area = header.crypto().ok_or(HeaderError::CryptoMissing)?;
+            let area = LuksArea {
+                offset: area.offset.get(),
+                len: area.len_bytes,
+            };
+            let found = luks::unlock(storage, area, secret, secrets.work)?;
+            Ok(Some(Crypt {
+                cipher: found.into_cipher(),
+                by_guest: false,
+            }))
+        }
+    }
+}
+
+/// A build without ciphers has none for an encrypted image.
+#[cfg(not(feature = "encryption"))]
+fn unlock(
+    _storage: &dyn Storage,
+    header: &Header,
+    _options: &ImageOptions,
+) -> Result<Option<Crypt>, ImageError> {
+    match header.crypt_method {
+        CryptMethod::None => Ok(None),
+        method => Err(ImageError::Encrypted { method }),
+    }
 }
 
 fn open_data_file(
@@ -265,6 +324,8 @@ fn open_backing(
     }
     let below = ImageOptions {
         path: Some(found.path.clone()),
+        #[cfg(feature = "encryption")]
+        secrets: options.secrets.below(),
         ..ImageOptions::default().read_only(true).cache(options.cache)
     };
     let image = Image::open_in(&below, Arc::new(file), context).map_err(wrap)?;

@@ -1,13 +1,19 @@
 //! How an image is to be opened.
 
+#[cfg(feature = "encryption")]
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qcow2_alloc::PassDiscard;
 use qcow2_cache::{OverlapChecks, Rules};
 use qcow2_check::chain::References;
+#[cfg(feature = "encryption")]
+use qcow2_io::cipher::Secret;
 use qcow2_io::{File, FileIdentity, FileOptions, Storage};
 
+#[cfg(feature = "encryption")]
+use crate::luks::WorkLimit;
 use crate::open::Context;
 use crate::{CacheOptions, Image, ImageError};
 
@@ -29,6 +35,8 @@ pub struct ImageOptions {
     pub(crate) discard: bool,
     pub(crate) pass_discard: PassDiscard,
     pub(crate) discard_no_unref: bool,
+    #[cfg(feature = "encryption")]
+    pub(crate) secrets: Secrets,
     pub(crate) rules: Rules,
 }
 
@@ -41,6 +49,28 @@ pub(crate) enum Backing {
     Given(Arc<dyn Storage>),
     /// From nowhere: it reads as zeros.
     None,
+}
+
+/// What opens encrypted images.
+#[cfg(feature = "encryption")]
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Secrets {
+    pub(crate) by_layer: BTreeMap<usize, Arc<Secret>>,
+    pub(crate) work: WorkLimit,
+}
+
+#[cfg(feature = "encryption")]
+impl Secrets {
+    /// Those of the backing file.
+    pub(crate) fn below(&self) -> Self {
+        let by_layer = self.by_layer.iter();
+        Self {
+            by_layer: by_layer
+                .filter_map(|(layer, secret)| Some((layer.checked_sub(1)?, Arc::clone(secret))))
+                .collect(),
+            work: self.work,
+        }
+    }
 }
 
 impl Default for ImageOptions {
@@ -57,6 +87,8 @@ impl Default for ImageOptions {
             discard: true,
             pass_discard: PassDiscard::default(),
             discard_no_unref: false,
+            #[cfg(feature = "encryption")]
+            secrets: Secrets::default(),
             rules: Rules::ALL,
         }
     }
@@ -135,6 +167,26 @@ impl ImageOptions {
     /// can't.
     pub fn discard_no_unref(mut self, on: bool) -> Self {
         self.discard_no_unref = on;
+        self
+    }
+
+    /// The passphrase of an encrypted image.
+    #[cfg(feature = "encryption")]
+    pub fn secret(self, secret: Secret) -> Self {
+        self.layer_secret(0, secret)
+    }
+
+    /// The passphrase of an encrypted image of the chain: layer 0 is the image itself, 1 its backing file, and so on.
+    #[cfg(feature = "encryption")]
+    pub fn layer_secret(mut self, layer: usize, secret: Secret) -> Self {
+        self.secrets.by_layer.insert(layer, Arc::new(secret));
+        self
+    }
+
+    /// How much work may go into deriving keys, for each image of the chain: what an image asks for can be hours.
+    #[cfg(feature = "encryption")]
+    pub fn key_work(mut self, limit: WorkLimit) -> Self {
+        self.secrets.work = limit;
         self
     }
 

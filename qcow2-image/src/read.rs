@@ -4,6 +4,7 @@ use std::io::IoSliceMut;
 
 use qcow2_io::Storage as _;
 
+use crate::buffer::Buffer;
 use crate::cuts::{cut_mut, fill_from, zero};
 use crate::mapping::Source;
 use crate::{Image, ImageError};
@@ -39,7 +40,8 @@ impl Image {
             if let Some((host, _)) = self.plain(offset, len) {
                 return Ok(self.meta.storage().read_at(buf, host.get())?);
             }
-            if let (Source::Data(host), run) = self.source(offset, len)?
+            if self.crypt.is_none()
+                && let (Source::Data(host), run) = self.source(offset, len)?
                 && run == len
             {
                 return Ok(self.meta.data().read_at(buf, host.get())?);
@@ -61,10 +63,7 @@ impl Image {
             let (source, run) = self.source(guest, len - done)?;
             match source {
                 Source::Zero(_) => zero(bufs, done, run),
-                Source::Data(host) => {
-                    let data = self.meta.data();
-                    data.read_vectored_at(&mut cut_mut(bufs, done, run), host.get())?;
-                }
+                Source::Data(host) => self.load_data(bufs, done, run, guest, host)?,
                 Source::Below => {
                     if let Some(backing) = &self.backing {
                         backing.read_vectored_at(&mut cut_mut(bufs, done, run), guest)?;
@@ -83,11 +82,16 @@ impl Image {
     }
 
     /// The guest's view of `len` bytes at `offset`.
-    pub(crate) fn view(&self, offset: u64, len: u64) -> Result<Vec<u8>, ImageError> {
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    pub(crate) fn view(&self, offset: u64, len: u64) -> Result<Buffer, ImageError> {
+        if len == 0 {
+            return Ok(Buffer::EMPTY);
+        }
+        let mut bytes = Buffer::unfilled(len);
         // Behind the end of the disk is nothing, though a longer backing file has bytes there.
         let inside = self.virtual_size().saturating_sub(offset).min(len);
-        self.read_guest(&mut [IoSliceMut::new(&mut bytes)], offset, inside)?;
+        let mut bufs = [IoSliceMut::new(&mut bytes)];
+        zero(&mut bufs, inside, len - inside);
+        self.read_guest(&mut bufs, offset, inside)?;
         Ok(bytes)
     }
 }

@@ -10,6 +10,7 @@ use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
 use qcow2_io::{Storage as _, ZeroFlags};
 
 use crate::create::Preallocation;
+use crate::zero::ALL_ZERO;
 use crate::{Image, ImageError};
 
 /// No disk is larger; bytes. Offsets are signed elsewhere, and rounded up.
@@ -96,7 +97,7 @@ impl Image {
     fn settle_closed(&self) -> Result<(), ImageError> {
         let alloc = self.alloc()?;
         self.meta.commit(alloc)?;
-        self.unpacked.forget();
+        self.forget_places();
         alloc.reclaim(alloc.take_ripe())?;
         Ok(())
     }
@@ -289,16 +290,22 @@ impl Image {
         // Nothing of a backing file may show in what is new.
         let bitmap = match (self.geometry.extended_l2(), wanted, self.backing.is_some()) {
             (false, ..) | (true, Preallocation::Metadata, false) => 0,
-            (true, Preallocation::Metadata, true) => 0xffff_ffff_0000_0000,
+            (true, Preallocation::Metadata, true) => ALL_ZERO,
+            // What is encrypted never reads as zeros by itself.
+            (true, ..) if self.crypt.is_some() => ALL_ZERO,
             (true, ..) => 0xffff_ffff,
+        };
+        let entry = |place: u64| {
+            let place = HostOffset::new(place);
+            if self.crypt.is_some() && !self.geometry.extended_l2() && !self.rules.version2 {
+                L2Entry::zero(place, true)
+            } else {
+                L2Entry::normal(place, true, bitmap)
+            }
         };
         if self.rules.external_data {
             self.change(guest, run, Reason::Other, |number, _| {
-                Some(L2Entry::normal(
-                    HostOffset::new(guest + number * size),
-                    true,
-                    bitmap,
-                ))
+                Some(entry(guest + number * size))
             })
             .map_err(|(_, error)| error)?;
             return Ok(run);
@@ -311,6 +318,10 @@ impl Image {
         self.check_data(allocation.offset(), run << bits)?;
         let storage = self.meta.storage();
         match wanted {
+            _ if self.crypt.is_some() && self.rules.version2 => {
+                // There are no zero clusters to tell of.
+                self.store_zeros(guest, allocation.offset(), run << bits)?;
+            }
             Preallocation::Full => self.write_zeros(range.start, range.end)?,
             Preallocation::Falloc => storage.write_zeroes(range, ZeroFlags::NONE)?,
             Preallocation::Off | Preallocation::Metadata => {
@@ -325,11 +336,7 @@ impl Image {
             }
         }
         let linked = self.change(guest, run, Reason::Other, |number, _| {
-            Some(L2Entry::normal(
-                HostOffset::new(place + number * size),
-                true,
-                bitmap,
-            ))
+            Some(entry(place + number * size))
         });
         match linked {
             Ok(()) => allocation.keep(),
@@ -339,6 +346,20 @@ impl Image {
             }
         }
         Ok(run)
+    }
+
+    /// Writes zeros as data of the guest.
+    fn store_zeros(&self, guest: u64, host: HostOffset, len: u64) -> Result<(), ImageError> {
+        let zeros = vec![0; usize::try_from(PIECE.min(len)).unwrap_or(0)];
+        let mut done = 0;
+        while done < len {
+            let piece = (len - done).min(PIECE);
+            let bytes = zeros.get(..usize::try_from(piece).unwrap_or(0));
+            let bytes = IoSlice::new(bytes.unwrap_or_default());
+            self.store_data(&[bytes], guest + done, HostOffset::new(host.get() + done))?;
+            done += piece;
+        }
+        Ok(())
     }
 
     /// Writes zeros to where guest data lies.

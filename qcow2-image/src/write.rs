@@ -7,6 +7,7 @@ use qcow2_alloc::Reason;
 use qcow2_format::{ClusterKind, HostOffset, L2Entry};
 use qcow2_io::Storage as _;
 
+use crate::buffer::Buffer;
 use crate::cuts::cut;
 use crate::mapping::{Found, Source};
 use crate::{Image, ImageError};
@@ -24,7 +25,11 @@ impl Image {
     ) -> Result<(), ImageError> {
         self.check_range(offset, len)?;
         self.get_ready()?;
-        {
+        if self.has_part_of_sector(offset, offset + len) {
+            let _closed = self.gate.close();
+            self.check_range(offset, len)?;
+            self.write_guest(bufs, offset, len)?;
+        } else {
             let _pass = self.gate.enter();
             self.check_range(offset, len)?;
             self.write_guest(bufs, offset, len)?;
@@ -49,7 +54,8 @@ impl Image {
         self.write(&[IoSlice::new(buf)], offset, len)
     }
 
-    /// Writes to the guest's view. The caller has a pass or has closed the gate, and the image is ready for writes.
+    /// Writes to the guest's view. The caller has a pass or has closed the gate, and the image is ready for writes. In an
+    /// encrypted image, it has closed the gate unless it writes whole sectors.
     pub(crate) fn write_guest(
         &self,
         bufs: &[IoSlice<'_>],
@@ -57,13 +63,25 @@ impl Image {
         len: u64,
     ) -> Result<(), ImageError> {
         self.meta.check_writable()?;
+        if len > 0 && self.has_part_of_sector(offset, offset + len) {
+            return self.write_whole_sectors(bufs, offset, len);
+        }
+        self.write_sectors(bufs, offset, len)
+    }
+
+    /// As [`write_guest`](Self::write_guest), for anything but parts of sectors of an encrypted image.
+    pub(crate) fn write_sectors(
+        &self,
+        bufs: &[IoSlice<'_>],
+        offset: u64,
+        len: u64,
+    ) -> Result<(), ImageError> {
         let mut done = 0;
         while done < len {
             let guest = offset + done;
             if let Some((host, run)) = self.in_place(guest, len - done)? {
                 self.check_data(host, run)?;
-                let data = self.meta.data();
-                data.write_vectored_at(&cut(bufs, done, run), host.get())?;
+                self.store_data(&cut(bufs, done, run), guest, host)?;
                 done += run;
             } else {
                 done += self.write_mapping(bufs, done, guest, len - done)?;
@@ -289,14 +307,16 @@ impl Image {
 
     /// What a new cluster gets beside the guest's data: the guest's view of a range. Nothing if that is zeros and the cluster
     /// reads as zeros anyway.
-    fn filling(&self, range: Range<u64>, virgin: bool) -> Result<Vec<u8>, ImageError> {
+    fn filling(&self, range: Range<u64>, virgin: bool) -> Result<Buffer, ImageError> {
         let len = range.end - range.start;
+        // What is encrypted never reads as zeros by itself.
+        let virgin = virgin && self.crypt.is_none();
         if len == 0 || (virgin && self.is_zero_here(range.clone())?) {
-            return Ok(Vec::new());
+            return Ok(Buffer::EMPTY);
         }
         let bytes = self.view(range.start, len)?;
         Ok(if virgin && is_zero(&bytes) {
-            Vec::new()
+            Buffer::EMPTY
         } else {
             bytes
         })
@@ -386,7 +406,7 @@ impl Image {
             parts.push(IoSlice::new(tail));
         }
         self.check_data(host, len + (head.len() + tail.len()) as u64)?;
-        Ok(self.meta.data().write_vectored_at(&parts, host.get())?)
+        self.store_data(&parts, piece.guest - head.len() as u64, host)
     }
 }
 

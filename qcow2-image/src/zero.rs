@@ -13,7 +13,7 @@ use crate::{Image, ImageError};
 /// Zeros are written in pieces of this many bytes where they have to be written.
 const PIECE: u64 = 1 << 20;
 /// A zero bit for each subcluster.
-const ALL_ZERO: u64 = 0xffff_ffff_0000_0000;
+pub(crate) const ALL_ZERO: u64 = 0xffff_ffff_0000_0000;
 
 /// What is to become of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,11 @@ impl Image {
             return Ok(());
         }
         self.get_ready()?;
-        {
+        if self.has_part_of_sector(range.start, range.end) {
+            let _closed = self.gate.close();
+            self.check_range(range.start, range.end - range.start)?;
+            self.zero_guest(range, self.virtual_size(), flags)?;
+        } else {
             let _pass = self.gate.enter();
             self.check_range(range.start, range.end - range.start)?;
             self.zero_guest(range, self.virtual_size(), flags)?;
@@ -44,7 +48,8 @@ impl Image {
         self.tidy()
     }
 
-    /// Makes a range read as zeros, on a disk that is `size` bytes long. The caller has a pass or has closed the gate.
+    /// Makes a range read as zeros, on a disk that is `size` bytes long. The caller has a pass or has closed the gate; the
+    /// latter for parts of sectors of an encrypted image.
     pub(crate) fn zero_guest(
         &self,
         range: Range<u64>,
@@ -53,6 +58,9 @@ impl Image {
     ) -> Result<(), ImageError> {
         self.meta.check_writable()?;
         let quick_only = flags.contains(ZeroFlags::NO_FALLBACK);
+        if self.raw_data && self.crypt.is_some() {
+            return self.zero_data(range, quick_only);
+        }
         if self.raw_data {
             // The data file is the disk; the mapping is what it is.
             return self.zero_raw(range, flags);
@@ -458,7 +466,9 @@ impl Image {
             if start >= end {
                 return Ok(());
             }
-            if self.raw_data {
+            if self.raw_data && self.crypt.is_some() {
+                self.zero_data(start..end.min(size), false)?;
+            } else if self.raw_data {
                 // The data file must hold zeros where the disk reads as zeros.
                 self.meta
                     .data()

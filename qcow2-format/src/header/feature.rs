@@ -32,6 +32,17 @@ pub enum CryptMethod {
     Unknown(u32),
 }
 
+impl core::fmt::Display for CryptMethod {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Aes => f.write_str("aes"),
+            Self::Luks => f.write_str("luks"),
+            Self::Unknown(number) => write!(f, "method {number}"),
+        }
+    }
+}
+
 impl CryptMethod {
     /// What the number in the header means.
     pub const fn from_number(number: u32) -> Self {

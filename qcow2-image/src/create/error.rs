@@ -27,6 +27,36 @@ pub enum CreateError {
         /// The name.
         option: String,
     },
+    /// The option is about something that this build doesn't have.
+    #[error("{option} needs the feature `{feature}`, which this build doesn't have")]
+    NeedsFeature {
+        /// The option.
+        option: String,
+        /// The feature of this crate.
+        feature: &'static str,
+    },
+    /// There are options or a secret for encryption, but no format.
+    #[error("options or a secret for encryption need encrypt.format: luks or aes")]
+    EncryptionFormatMissing,
+    /// An image is to be encrypted without a secret.
+    #[error("an encrypted image needs a secret")]
+    SecretMissing,
+    /// Options of LUKS for the format that has none.
+    #[error("encrypt.format=aes has no options: it is always AES-128-CBC")]
+    NotForAes,
+    /// Both the guest's data in clear text and not.
+    #[error(
+        "data_file_raw=on and encryption exclude each other: the data file would be no raw image"
+    )]
+    RawAndEncrypted,
+    /// Options of LUKS that don't go together, or a storage that failed.
+    #[cfg(feature = "encryption")]
+    #[error("the LUKS area can't be made")]
+    Luks(#[from] crate::luks::LuksError),
+    /// A cipher refuses.
+    #[cfg(feature = "encryption")]
+    #[error(transparent)]
+    Cipher(#[from] qcow2_io::cipher::CipherError),
     /// A value that is no size.
     #[error(
         "{option} is '{value}', expected a number of bytes below 2^64, perhaps with a suffix k, M, G, T, P or E"

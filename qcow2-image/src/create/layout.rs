@@ -23,6 +23,8 @@ pub(super) struct Layout {
     blocks: u64,
     /// Guest clusters that have their place; none unless the image is preallocated.
     guest_clusters: u64,
+    /// Bytes of the LUKS area, behind all else.
+    crypto_len: u64,
     /// All clusters of the image file.
     clusters: u64,
 }
@@ -34,6 +36,7 @@ impl Layout {
         size: u64,
         preallocation: Preallocation,
         external: bool,
+        crypto_len: u64,
     ) -> Result<Self, CreateError> {
         let l1_entries = geometry.l1_entries_for(size);
         let preallocated = preallocation != Preallocation::Off;
@@ -49,12 +52,14 @@ impl Layout {
             table_clusters: 1,
             blocks: 1,
             guest_clusters,
+            crypto_len,
             clusters: 0,
         };
         // A few million at most, and 2^54 at most: no sum below comes near 2^64.
         let others = 1
             + layout.l1_clusters()
             + layout.l2_tables()
+            + layout.crypto_clusters()
             + if external { 0 } else { guest_clusters };
         let table_words = geometry.cluster_size() / 8;
         loop {
@@ -162,7 +167,23 @@ impl Layout {
 
     /// From the first L2 table to the end: all tables behind the L1 table, and the data between them.
     pub(super) fn preallocated(&self) -> Range<u64> {
-        self.at(self.front()).get()..self.at(self.clusters).get()
+        self.at(self.front()).get()..self.crypto().get()
+    }
+
+    /// Where the LUKS area begins, if there is one.
+    pub(super) fn crypto(&self) -> HostOffset {
+        self.at(self.clusters - self.crypto_clusters())
+    }
+
+    /// Bytes of the LUKS area.
+    pub(super) fn crypto_len(&self) -> u64 {
+        self.crypto_len
+    }
+
+    /// Guest clusters that have their place.
+    #[cfg(feature = "encryption")]
+    pub(super) fn guest_clusters(&self) -> u64 {
+        self.guest_clusters
     }
 
     /// End of the last L1 entry, or of the cluster before where there is none.
@@ -176,7 +197,7 @@ impl Layout {
 
     /// Length of the image file.
     pub(super) fn file_len(&self) -> u64 {
-        if self.guest_clusters == 0 {
+        if self.guest_clusters == 0 && self.crypto_len == 0 {
             self.tables_end()
         } else {
             self.at(self.clusters).get()
@@ -185,6 +206,10 @@ impl Layout {
 
     fn l1_clusters(&self) -> u64 {
         self.geometry.clusters_for(self.l1_entries * 8)
+    }
+
+    fn crypto_clusters(&self) -> u64 {
+        self.geometry.clusters_for(self.crypto_len)
     }
 
     /// Clusters up to the end of the L1 table.

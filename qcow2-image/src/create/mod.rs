@@ -13,6 +13,7 @@
 //! tables are. Where one refcount block is enough, this is byte for byte what `qemu-img create` writes (with
 //! `preallocation` off or metadata).
 
+mod encryption;
 mod error;
 mod layout;
 mod options;

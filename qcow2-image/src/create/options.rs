@@ -6,6 +6,8 @@ use std::sync::Arc;
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_io::Storage;
 
+use super::encryption::Encryption;
+
 /// How much of a new or grown disk is laid out at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Preallocation {
@@ -38,7 +40,7 @@ impl fmt::Display for Preallocation {
     }
 }
 
-/// Everything that can be chosen about a new image, except encryption. The defaults are those of `qemu-img create`.
+/// Everything that can be chosen about a new image. The defaults are those of `qemu-img create`.
 ///
 /// Nothing is judged here, only when the image is [written](super::write_image). Names are bytes, stored as they are: what
 /// they mean is a matter of who opens the image.
@@ -67,6 +69,7 @@ pub struct CreateOptions {
     pub(super) data_file: Option<Vec<u8>>,
     pub(super) data_file_storage: Option<Arc<dyn Storage>>,
     pub(super) data_file_raw: bool,
+    pub(super) encryption: Encryption,
 }
 
 impl Default for CreateOptions {
@@ -86,6 +89,7 @@ impl Default for CreateOptions {
             data_file: None,
             data_file_storage: None,
             data_file_raw: false,
+            encryption: Encryption::default(),
         }
     }
 }

@@ -8,7 +8,9 @@ impl CreateOptions {
     /// Sets an option as `qemu-img create -o key=value` does.
     ///
     /// Keys: `size`, `compat`, `cluster_size`, `refcount_bits`, `preallocation`, `lazy_refcounts`, `extended_l2`,
-    /// `compression_type`, `backing_file`, `backing_fmt`, `data_file`, `data_file_raw`. Sizes may be hexadecimal, or decimal
+    /// `compression_type`, `backing_file`, `backing_fmt`, `data_file`, `data_file_raw`, `encryption` (`on` is another word for
+    /// `encrypt.format=aes`), and with the feature `encryption` `encrypt.format`, `encrypt.cipher-alg`, `encrypt.cipher-mode`,
+    /// `encrypt.ivgen-alg`, `encrypt.ivgen-hash-alg`, `encrypt.hash-alg` and `encrypt.iter-time`. Sizes may be hexadecimal, or decimal
     /// with a fraction and a suffix `b`, `k`, `M`, `G`, `T`, `P` or `E` of either case (powers of 1024). Switches are `on`,
     /// `yes`, `true`, `y` and `off`, `no`, `false`, `n`.
     ///
@@ -64,6 +66,12 @@ impl CreateOptions {
             "backing_fmt" => self.backing_format = Some(value.into()),
             "data_file" => self.data_file = Some(value.into()),
             "data_file_raw" => self.data_file_raw = switch("data_file_raw", value)?,
+            "encryption" => {
+                if switch("encryption", value)? {
+                    self.encryption.set("encrypt.format", "aes")?;
+                }
+            }
+            other if other.starts_with("encrypt.") => self.encryption.set(other, value)?,
             other => {
                 return Err(CreateError::UnknownOption {
                     option: other.to_owned(),
@@ -74,7 +82,7 @@ impl CreateOptions {
     }
 }
 
-fn choose<T: Copy>(
+pub(super) fn choose<T: Copy>(
     option: &'static str,
     value: &str,
     choices: &[(&str, T)],

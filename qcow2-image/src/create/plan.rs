@@ -5,8 +5,8 @@ use qcow2_format::geometry::{
 };
 use qcow2_format::header::extension::MAX_BACKING_FORMAT_LEN;
 use qcow2_format::header::{
-    AutoclearFeatures, CompatibleFeatures, CompressionType, CryptMethod, Extension, FeatureName,
-    IncompatibleFeatures, MAX_BACKING_NAME_LEN, Version,
+    AutoclearFeatures, CompatibleFeatures, CompressionType, CryptoExtension, Extension,
+    FeatureName, IncompatibleFeatures, MAX_BACKING_NAME_LEN, Version,
 };
 use qcow2_format::{Geometry, Header, HostOffset, raw};
 
@@ -35,10 +35,12 @@ impl Plan {
         check_version(options)?;
         check_names(options)?;
         check_files(options)?;
+        options.encryption.check(options.data_file_raw)?;
         let size = size(options, geometry)?;
         let preallocation = options.effective_preallocation();
         let external = options.data_file.is_some();
-        let layout = Layout::new(geometry, size, preallocation, external)?;
+        let crypto_len = options.encryption.area_len()?;
+        let layout = Layout::new(geometry, size, preallocation, external, crypto_len)?;
         let header = header(options, size, &layout);
         check_space(&header)?;
         Ok(Self {
@@ -183,6 +185,12 @@ fn header(options: &CreateOptions, size: u64, layout: &Layout) -> Header {
     if let Some(name) = &options.data_file {
         extensions.push(Extension::DataFileName(name.clone()));
     }
+    if layout.crypto_len() > 0 {
+        extensions.push(Extension::Crypto(CryptoExtension {
+            offset: layout.crypto(),
+            len_bytes: layout.crypto_len(),
+        }));
+    }
     if options.version == Version::V3 && layout.geometry().cluster_size() > FEATURE_NAMES_ABOVE {
         extensions.push(Extension::FeatureNames(FeatureName::known()));
     }
@@ -191,7 +199,7 @@ fn header(options: &CreateOptions, size: u64, layout: &Layout) -> Header {
         version: options.version,
         geometry: layout.geometry(),
         virtual_size_raw: size,
-        crypt_method: CryptMethod::None,
+        crypt_method: options.encryption.method,
         l1_table_offset: layout.l1_table(),
         l1_entries: count(layout.l1_entries()),
         refcount_table_offset: layout.refcount_table(),
@@ -218,6 +226,7 @@ fn check_space(header: &Header) -> Result<(), CreateError> {
     let payload = |extension: &Extension| match extension {
         Extension::BackingFormat(name) | Extension::DataFileName(name) => name.len(),
         Extension::FeatureNames(names) => names.len() * 48,
+        Extension::Crypto(_) => 16,
         _ => 0,
     };
     let records = header.extensions.iter().map(payload);

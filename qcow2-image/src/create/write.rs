@@ -1,5 +1,6 @@
 //! Writing what was planned.
 
+use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::{HostOffset, L1Entry, L2Entry, RefcountTableEntry, set_refcount};
 use qcow2_io::{Result as StorageResult, Storage, ZeroFlags};
 
@@ -51,8 +52,11 @@ pub fn write_image(
     write_refcounts(storage, layout).map_err(CreateError::while_trying("write the refcounts"))?;
     write_l1_table(&image, layout).map_err(CreateError::while_trying("write the L1 table"))?;
     let zeros_between = data_file.is_none() && plan.preallocation == Preallocation::Full;
-    write_l2_tables(&image, layout, zeros_between)
+    let version3 = options.version == Version::V3;
+    let encrypted = options.encryption.method != CryptMethod::None;
+    write_l2_tables(&image, layout, zeros_between, encrypted && version3)
         .map_err(CreateError::while_trying("write the preallocated clusters"))?;
+    options.encryption.write(storage, layout, !version3)?;
     // A sector is written as a whole or not at all.
     let (sector, rest) = plan
         .first_cluster
@@ -167,7 +171,14 @@ fn write_l1_table(image: &Target<'_>, layout: &Layout) -> StorageResult<()> {
 }
 
 /// The L2 tables of a preallocated image, and zeros in the data clusters between them if they are to be written.
-fn write_l2_tables(image: &Target<'_>, layout: &Layout, zeros_between: bool) -> StorageResult<()> {
+///
+/// The entries of encrypted images say that their clusters are zeros, for what is in them would be deciphered.
+fn write_l2_tables(
+    image: &Target<'_>,
+    layout: &Layout,
+    zeros_between: bool,
+    encrypted: bool,
+) -> StorageResult<()> {
     let geometry = layout.geometry();
     let zeros = if zeros_between { zeros() } else { Vec::new() };
     let mut table = vec![0; geometry.cluster_len()];
@@ -179,7 +190,12 @@ fn write_l2_tables(image: &Target<'_>, layout: &Layout, zeros_between: bool) -> 
         for (slot, number) in table.chunks_exact_mut(entry_len).zip(clusters.clone()) {
             let place = first + ((number - clusters.start) << geometry.cluster_bits());
             // With extended entries no subcluster is in use yet: they read from below.
-            let entry = L2Entry::normal(HostOffset::new(place), true, 0);
+            let place = HostOffset::new(place);
+            let entry = if encrypted && !geometry.extended_l2() {
+                L2Entry::zero(place, true)
+            } else {
+                L2Entry::normal(place, true, 0)
+            };
             if let Some(word) = slot.first_chunk_mut() {
                 *word = entry.word().to_be_bytes();
             }

@@ -16,6 +16,9 @@ mod compressed;
 mod contract;
 /// External data files, raw ones byte for byte.
 mod data_file;
+/// Encrypted images.
+#[cfg(feature = "encryption")]
+mod encrypted;
 /// The example programs, run.
 mod examples;
 /// Feature bits, unknown ones too, and headers that are rewritten.
@@ -28,5 +31,7 @@ mod locks;
 mod nested;
 /// The reference program, and what the tests share.
 mod oracle;
+/// Compressed clusters that are written here.
+mod packed;
 /// How much comes along with this crate.
 mod tree;

@@ -42,7 +42,7 @@ fn thread_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-fn scale(iterations: u32, spent: Duration, target: Duration) -> u32 {
+pub(super) fn scale(iterations: u32, spent: Duration, target: Duration) -> u32 {
     let scaled = u128::from(iterations).saturating_mul(target.as_nanos()) / spent.as_nanos().max(1);
     u32::try_from(scaled)
         .unwrap_or(u32::MAX)

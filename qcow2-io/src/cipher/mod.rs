@@ -14,6 +14,8 @@ mod modes;
 mod secret;
 mod sector;
 mod split;
+#[cfg(test)]
+mod tests;
 mod xts;
 
 pub use algorithm::{Algorithm, Mode};

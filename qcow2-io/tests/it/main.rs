@@ -6,6 +6,9 @@
 )]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+/// Ciphers and keys, against images of QEMU's.
+#[cfg(feature = "encryption")]
+mod cipher;
 /// Decoders of compressed clusters, against QEMU's.
 #[cfg(all(feature = "zlib", feature = "zstd"))]
 mod codec;

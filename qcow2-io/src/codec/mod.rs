@@ -4,6 +4,10 @@
 //! what follows the stream is padding or the next cluster. So a decoder here is told how much to produce, and stops there.
 //! An encoder gives one stream that says where it ends, or none when it would be no shorter than the cluster.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(feature = "zlib", feature = "zstd"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod level;
 #[cfg(feature = "zlib")]
 mod zlib;

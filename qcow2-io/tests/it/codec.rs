@@ -168,14 +168,12 @@ fn what_qemu_compressed_is_decoded() {
     }
     let dir = TempDir::new().unwrap();
     let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
-    for (codec, cluster_len, count) in [
-        (Codec::Zlib, 512, 600),
-        (Codec::Zstd, 512, 600),
-        (Codec::Zlib, 65536, 20),
-        (Codec::Zstd, 65536, 20),
-        (Codec::Zlib, 2 << 20, 3),
-        (Codec::Zstd, 2 << 20, 3),
-    ] {
+    for (codec, bits) in CODECS
+        .into_iter()
+        .flat_map(|codec| (9..=21).map(move |bits| (codec, bits)))
+    {
+        let cluster_len: usize = 1 << bits;
+        let count = (1 << 20 >> bits).clamp(3, 600);
         let mut random = Random(cluster_len as u64);
         let disk: Vec<u8> = (0..count).flat_map(|_| random.text(cluster_len)).collect();
         // The last cluster is half a cluster, and padded.

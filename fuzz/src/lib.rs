@@ -39,7 +39,7 @@ impl Seed {
 }
 
 /// Every target, in the order in which they run.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "header",
         about: "Decodes a header with its extensions and backing name, and encodes it again.",
@@ -81,5 +81,12 @@ pub const TARGETS: [Target; 6] = [
         max_len_bytes: 256 << 10,
         run: qcow2_image::fuzzing::image,
         seeds: seeds::image,
+    },
+    Target {
+        name: "decompress",
+        about: "Decodes a compressed cluster of either codec, or compresses the input and decodes that.",
+        max_len_bytes: 128 << 10,
+        run: qcow2_io::codec::fuzzing::decompress,
+        seeds: seeds::decompress,
     },
 ];

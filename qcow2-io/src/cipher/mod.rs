@@ -16,6 +16,7 @@ mod sector;
 mod split;
 #[cfg(test)]
 mod tests;
+mod twofish;
 mod xts;
 
 pub use algorithm::{Algorithm, Mode};

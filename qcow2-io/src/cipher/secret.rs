@@ -120,6 +120,11 @@ impl Secret {
         &self.0
     }
 
+    /// Whether QEMU would take this for a passphrase: UTF-8 without NUL bytes. It can't open what any other encrypts.
+    pub fn is_text(&self) -> bool {
+        std::str::from_utf8(&self.0).is_ok() && !self.0.contains(&0)
+    }
+
     fn bounded(bytes: Zeroizing<Vec<u8>>) -> Result<Self, SecretError> {
         if bytes.len() > Self::MAX_LEN {
             return Err(SecretError::TooLong {

@@ -5,10 +5,10 @@ use cast5::Cast5;
 use cipher::KeyInit;
 use serpent::Serpent;
 use sha2::Digest as _;
-use twofish::Twofish;
 use zeroize::Zeroizing;
 
 use super::hash::with_digest;
+use super::twofish::Twofish;
 use super::{Algorithm, CipherError, Hash, IvGenerator, Mode, Secret, modes, xts};
 
 /// Bytes that are enciphered together.
@@ -235,7 +235,7 @@ impl Keyed {
                 boxed(key).map(Self::Serpent)
             }
             Algorithm::Twofish128 | Algorithm::Twofish192 | Algorithm::Twofish256 => {
-                boxed(key).map(Self::Twofish)
+                Twofish::new(key).map(Self::Twofish)
             }
             Algorithm::Cast5 => boxed(key).map(Self::Cast5),
         }

@@ -193,17 +193,17 @@ fn unlock(image: &[u8], passphrase: &Secret) -> Option<(SectorCipher, Zeroizing<
 }
 
 fn luks_options(algorithm: Algorithm, mode: Mode, iv_generator: IvGenerator, hash: Hash) -> String {
-    let mut options = format!(
+    let options = format!(
         "encrypt.format=luks,encrypt.iter-time=10,encrypt.cipher-alg={algorithm},\
          encrypt.cipher-mode={mode},encrypt.hash-alg={hash}"
     );
-    match iv_generator {
+    let iv_options = match iv_generator {
         IvGenerator::Essiv(hash) => {
-            options += &format!(",encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg={hash}");
+            format!(",encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg={hash}")
         }
-        plain => options += &format!(",encrypt.ivgen-alg={plain}"),
-    }
-    options
+        plain => format!(",encrypt.ivgen-alg={plain}"),
+    };
+    options + &iv_options
 }
 
 /// Each algorithm, mode, IV generator and hash that QEMU takes, each at least once.

@@ -21,5 +21,11 @@ mod hostile;
 /// What holds for any bytes, any number of threads and any failure of the storage.
 mod properties;
 
+/// Compressed images as QEMU makes them, sound and damaged: what is lost must be what QEMU can't read.
+mod deep;
+
+/// What QEMU takes for a LUKS header that it can use.
+mod luks;
+
 /// Crashed images: what a recount tells to put right is all there is to do.
 mod recount;

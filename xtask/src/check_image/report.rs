@@ -86,7 +86,10 @@ pub(crate) fn render(audited: &Audited, extent: Extent, look: Look) -> String {
         indented(&mut lines, &counts(audited));
     }
     if let Some(decoded) = audited.report.decoded {
+        let untried =
+            audited.report.cancelled || audited.report.total(Code::CompressedUnchecked) > 0;
         let text = match decoded {
+            0 if !untried => "There is no compressed data to decode.".to_owned(),
             0 => "No compressed data was decoded.".to_owned(),
             1 => "1 piece of compressed data was decoded.".to_owned(),
             n => format!("{n} pieces of compressed data were decoded."),

@@ -154,6 +154,22 @@ fn deflate_without_a_final_block_must_be_followed_by_nothing_broken() {
 }
 
 #[test]
+fn a_block_that_declares_codes_beyond_the_alphabet_is_refused() {
+    // One block of 512 zero bytes. Its literals and lengths have 286 codes, all there are, or one more, which no symbol uses:
+    // QEMU refuses that, while more lenient decoders don't.
+    let stream = |count: u8| {
+        let mut bytes = vec![0; 77];
+        bytes[..5].copy_from_slice(&[0x05 | (count - 1) << 3, 0xc0, 0x81, 0x08, 0]);
+        bytes[8..13].copy_from_slice(&[0xa0, 0xfd, 0xa9, 0x07 | (count - 28) << 4, 0x09]);
+        bytes[76] = 0x20;
+        bytes
+    };
+    assert_eq!(decode(Codec::Zlib, &stream(30), 512).unwrap(), [0; 512]);
+    let error = decode(Codec::Zlib, &stream(31), 512).unwrap_err();
+    assert!(matches!(error, CodecError::Damaged { .. }), "{error}");
+}
+
+#[test]
 fn a_zlib_header_is_no_raw_deflate() {
     let mut stream = vec![0x78, 0x9c];
     stream.extend(deflate(&text(CLUSTER), 15, DeflateFlush::Finish));

@@ -1,77 +1,52 @@
 //! Batches: everything is looked up first, then the storage gets all of it at once.
 
+use std::mem;
+
 use qcow2_io::{Op, Request, Storage as _};
 
 use crate::Image;
-use crate::cuts::{cut, cut_mut};
 use crate::mapping::Source;
 
 impl Image {
     /// Runs a batch. Reads and writes that are one piece of data in place go to the storage as one batch; the others go one by
     /// one.
     pub(crate) fn run_batch(&self, ops: &mut [Op<'_>]) {
-        let mut simple: Vec<bool> = Vec::with_capacity(ops.len());
         {
             let _pass = self.gate.enter();
-            let mut below: Vec<Op<'_>> = Vec::with_capacity(ops.len());
-            for op in &mut *ops {
-                let before = below.len();
-                match op.request_mut() {
-                    Request::Read { buf, offset } => {
-                        if let Some(host) = self.simple_read(*offset, buf.len() as u64) {
-                            below.push(Op::read(buf, host));
-                        }
-                    }
-                    Request::Write { buf, offset } => {
-                        if let Some(host) = self.simple_write(*offset, buf.len() as u64) {
-                            below.push(Op::write(buf, host));
-                        }
-                    }
-                    Request::ReadVectored { bufs, offset } => {
-                        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
-                        if let Some(host) = self.simple_read(*offset, len) {
-                            let bufs = cut_mut(bufs, 0, len);
-                            let offset = host;
-                            below.push(Op::new(Request::ReadVectored { bufs, offset }));
-                        }
-                    }
-                    Request::WriteVectored { bufs, offset } => {
-                        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
-                        if let Some(host) = self.simple_write(*offset, len) {
-                            let bufs = cut(bufs, 0, len);
-                            let offset = host;
-                            below.push(Op::new(Request::WriteVectored { bufs, offset }));
-                        }
-                    }
-                    _ => {}
-                }
-                simple.push(below.len() > before);
+            let mut below = Below::new(ops);
+            for index in 0..below.ops.len() {
+                below.send(index, |op| self.simple(op));
             }
-            if !below.is_empty() {
-                self.meta.data().submit(&mut below);
-            }
-            let mut results: Vec<_> = below.iter_mut().map(Op::take_result).collect();
-            drop(below);
-            let mut results = results.drain(..);
-            for (op, simple) in ops.iter_mut().zip(&simple) {
-                if *simple && let Some(Some(result)) = results.next() {
-                    op.complete(result);
-                }
+            let simple = below.ops.get_mut(..below.sent.len()).unwrap_or_default();
+            if !simple.is_empty() {
+                self.meta.data().submit(simple);
             }
         }
-        for (op, simple) in ops.iter_mut().zip(simple) {
-            if !simple {
-                op.run(self);
+        for op in ops.iter_mut().filter(|op| op.result().is_none()) {
+            op.run(self);
+        }
+    }
+
+    /// Where the bytes of a transfer lie that is one piece of data, for a write: in place.
+    fn simple(&self, op: &Op<'_>) -> Option<u64> {
+        match op.request() {
+            Request::Read { buf, offset } => self.simple_read(*offset, buf.len() as u64),
+            Request::Write { buf, offset } => self.simple_write(*offset, buf.len() as u64),
+            Request::ReadVectored { bufs, offset } => {
+                let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+                self.simple_read(*offset, len)
             }
+            Request::WriteVectored { bufs, offset } => {
+                let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+                self.simple_write(*offset, len)
+            }
+            _ => None,
         }
     }
 
     /// Where a read goes that is one piece of data.
     fn simple_read(&self, offset: u64, len: u64) -> Option<u64> {
-        if len == 0 {
-            return None;
-        }
-        if !self.is_inside(offset, len) {
+        if len == 0 || self.crypt.is_some() || !self.is_inside(offset, len) {
             return None;
         }
         if let Some((host, _)) = self.plain(offset, len) {
@@ -85,8 +60,10 @@ impl Image {
 
     /// Where a write goes that is one piece of data in place.
     fn simple_write(&self, offset: u64, len: u64) -> Option<u64> {
-        if len == 0 || !self.is_ready() || !self.meta.is_writable() || !self.is_inside(offset, len)
-        {
+        if len == 0 || self.crypt.is_some() || !self.is_inside(offset, len) {
+            return None;
+        }
+        if !self.is_ready() || !self.meta.is_writable() {
             return None;
         }
         if let Some((host, true)) = self.plain(offset, len) {
@@ -97,6 +74,61 @@ impl Image {
             return None;
         }
         Some(host.get())
+    }
+}
+
+/// A batch of the guest's, of which some operations are lent to the storage: they stand in front, and say where in the storage their
+/// bytes lie. When this goes away, be it by a panic, all are again where and what they were, but for the results.
+struct Below<'a, 'ops> {
+    ops: &'a mut [Op<'ops>],
+    /// For each operation in front: where it stood, and its offset in the guest.
+    sent: Vec<(usize, u64)>,
+}
+
+impl<'a, 'ops> Below<'a, 'ops> {
+    fn new(ops: &'a mut [Op<'ops>]) -> Self {
+        Self {
+            sent: Vec::with_capacity(ops.len()),
+            ops,
+        }
+    }
+
+    /// Puts the operation at `index` to those in front, if it has a place in the storage. To be called for one index after the other.
+    fn send(&mut self, index: usize, place: impl Fn(&Op<'ops>) -> Option<u64>) {
+        let Some(op) = self.ops.get_mut(index) else {
+            return;
+        };
+        op.take_result();
+        if let Some(host) = place(op)
+            && let Some(offset) = offset_mut(op)
+        {
+            let guest = mem::replace(offset, host);
+            self.ops.swap(self.sent.len(), index);
+            self.sent.push((index, guest));
+        }
+    }
+}
+
+impl Drop for Below<'_, '_> {
+    fn drop(&mut self) {
+        while let Some((index, guest)) = self.sent.pop() {
+            let front = self.sent.len();
+            if let Some(offset) = self.ops.get_mut(front).and_then(offset_mut) {
+                *offset = guest;
+            }
+            self.ops.swap(front, index);
+        }
+    }
+}
+
+/// The place of a transfer.
+fn offset_mut<'a>(op: &'a mut Op<'_>) -> Option<&'a mut u64> {
+    match op.request_mut() {
+        Request::Read { offset, .. }
+        | Request::Write { offset, .. }
+        | Request::ReadVectored { offset, .. }
+        | Request::WriteVectored { offset, .. } => Some(offset),
+        _ => None,
     }
 }
 
@@ -195,5 +227,95 @@ mod tests {
         let mut new = [0; 512];
         image.read_at(&mut new, 1 << 19).unwrap();
         assert_eq!(new, [5; 512]);
+    }
+
+    /// Panics when it gets a batch.
+    #[derive(Debug)]
+    struct Panicking(Memory);
+
+    impl qcow2_io::Storage for Panicking {
+        fn len(&self) -> Result<u64> {
+            self.0.len()
+        }
+        fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+            self.0.read_vectored_at(bufs, offset)
+        }
+        fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+            self.0.write_vectored_at(bufs, offset)
+        }
+        fn write_zeroes(&self, range: std::ops::Range<u64>, flags: ZeroFlags) -> Result<()> {
+            self.0.write_zeroes(range, flags)
+        }
+        fn discard(&self, range: std::ops::Range<u64>) -> Result<()> {
+            self.0.discard(range)
+        }
+        fn flush(&self) -> Result<()> {
+            self.0.flush()
+        }
+        fn set_len(&self, len: u64) -> Result<()> {
+            self.0.set_len(len)
+        }
+        fn submit(&self, ops: &mut [Op<'_>]) {
+            assert!(ops.is_empty(), "a batch");
+        }
+    }
+
+    /// Reads of 512 bytes, each second of them of data, by the number that stands in it.
+    fn mixed(bufs: &mut [[u8; 512]]) -> Vec<Op<'_>> {
+        let guest = |index: u64| index / 2 * 512 + (index % 2) * (1 << 18);
+        (0..)
+            .zip(bufs)
+            .map(|(index, buf)| Op::read(buf, guest(index)))
+            .collect()
+    }
+
+    fn offsets(ops: &mut [Op<'_>]) -> Vec<u64> {
+        ops.iter_mut().map(|op| *offset_mut(op).unwrap()).collect()
+    }
+
+    #[test]
+    fn operations_come_back_in_their_order_with_their_offsets() {
+        let storage = Arc::new(Counting::default());
+        Image::create(&*storage, &CreateOptions::new(1 << 20)).unwrap();
+        let image = Image::options()
+            .open(Arc::<Counting>::clone(&storage))
+            .unwrap();
+        for sector in 0..8u8 {
+            image
+                .write_at(&[sector + 1; 512], u64::from(sector) * 512)
+                .unwrap();
+        }
+        let mut bufs = [[9; 512]; 16];
+        let mut ops = mixed(&mut bufs);
+        let before = offsets(&mut ops);
+        // One that was used before, and failed.
+        ops[3].complete(image.write_at(&[1], 1 << 20));
+        image.submit(&mut ops);
+        assert_eq!(offsets(&mut ops), before);
+        for op in &mut ops {
+            op.take_result().unwrap().unwrap();
+        }
+        drop(ops);
+        for (index, buf) in (0u8..).zip(bufs) {
+            let expected = if index % 2 == 0 { index / 2 + 1 } else { 0 };
+            assert_eq!(buf, [expected; 512], "operation {index}");
+        }
+        assert_eq!(storage.operations.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn a_panic_of_the_storage_leaves_the_operations_as_they_were() {
+        let storage = Arc::new(Panicking(Memory::default()));
+        Image::create(&*storage, &CreateOptions::new(1 << 20)).unwrap();
+        let image = Image::options()
+            .open(Arc::<Panicking>::clone(&storage))
+            .unwrap();
+        image.write_at(&[1; 8192], 0).unwrap();
+        let mut bufs = [[9; 512]; 16];
+        let mut ops = mixed(&mut bufs);
+        let before = offsets(&mut ops);
+        let submit = std::panic::AssertUnwindSafe(|| image.submit(&mut ops));
+        std::panic::catch_unwind(submit).unwrap_err();
+        assert_eq!(offsets(&mut ops), before);
     }
 }

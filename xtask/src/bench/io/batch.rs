@@ -1,4 +1,4 @@
-//! Deep queues without threads.
+//! Deep queues.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,17 +19,28 @@ const SIZE: usize = 4096;
 /// Batches of one turn.
 const COUNT: u32 = 512;
 
-/// Batches of reads from an image, through io_uring where it helps, beside single reads of the same bytes.
-pub(super) fn beside_single_reads(setting: &Setting, dir: &Path) -> Result<Samples> {
+/// Batches of reads from an image, through io_uring where it helps, shared with so many helper threads, beside single reads of the
+/// same bytes.
+pub(super) fn beside_single_reads(
+    setting: &Setting,
+    dir: &Path,
+    helpers: usize,
+) -> Result<Samples> {
     let path = dir.join("image.qcow2");
     disk::create_full(&path, LEN)?;
-    let file = Uring::new(FileOptions::new().write(true).open(&path)?);
+    let file = Uring::new(FileOptions::new().write(true).open(&path)?).with_helpers(helpers);
     let image = Image::options().open(Arc::new(file))?;
     let inside = Inside::open(&path, &image)?;
+    // What helpers spend on their processors is not seen by the thread that measures.
+    let clock = if helpers > 0 {
+        Clock::Wall
+    } else {
+        setting.clock
+    };
     warm_in_turn(
         setting.short_runs(),
-        |turn| batches(setting.clock, &image, turn),
-        |turn| singles(setting.clock, &inside, turn),
+        |turn| batches(clock, &image, turn),
+        |turn| singles(clock, &inside, turn),
     )
 }
 

@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
 
-    /// Count what the threads spend on processors instead of the time that goes by, except in rows with qemu-img: for busy machines
+    /// Count what the threads spend on processors instead of the time that goes by, except in rows with qemu-img or a helper thread: for busy machines
     #[arg(long)]
     cpu_time: bool,
 
@@ -77,7 +77,7 @@ struct Setting {
     disk_dir: PathBuf,
     /// Turns for what takes seconds.
     runs: u32,
-    /// For rows without QEMU, whose time is that of the clock on the wall.
+    /// For rows without QEMU and helper threads, whose time is that of the clock on the wall.
     clock: Clock,
 }
 

@@ -70,7 +70,7 @@ const CALLS: &str = "plain calls";
 const THIRD: f64 = 0.333;
 
 /// All rows, in the order in which they run.
-pub(super) const ROWS: [Row; 25] = [
+pub(super) const ROWS: [Row; 27] = [
     Row {
         name: "read-4k",
         what: "random reads of 4 KiB",
@@ -109,17 +109,29 @@ pub(super) const ROWS: [Row; 25] = [
     },
     Row {
         name: "depth-32",
-        what: "batches of 32 random reads of 4 KiB, beside single ones",
-        measure: |setting| batch::beside_single_reads(setting, &setting.dir),
+        what: "batches of 32 random reads of 4 KiB, shared with one helper thread, beside single ones by one thread",
+        measure: |setting| batch::beside_single_reads(setting, &setting.dir, 1),
+        ..in_place(1.0)
+    },
+    Row {
+        name: "depth-32-alone",
+        what: "the same without a helper",
+        goal: Goal::None,
+        measure: |setting| batch::beside_single_reads(setting, &setting.dir, 0),
         ..in_place(1.0)
     },
     Row {
         name: "depth-32-disk",
-        what: "the same on a disk, through io_uring, all of it in the page cache",
-        dir_bytes: MIB,
-        disk_bytes: in_place::LEN + 64 * MIB,
-        measure: |setting| batch::beside_single_reads(setting, &setting.disk_dir),
-        ..in_place(1.0)
+        what: "as depth-32 on a disk, all of it in the page cache, shared with one helper thread",
+        measure: |setting| batch::beside_single_reads(setting, &setting.disk_dir, 1),
+        ..on_disk(1.0)
+    },
+    Row {
+        name: "depth-32-disk-alone",
+        what: "the same without a helper",
+        goal: Goal::None,
+        measure: |setting| batch::beside_single_reads(setting, &setting.disk_dir, 0),
+        ..on_disk(1.0)
     },
     Row {
         name: "overlap-checks",
@@ -271,6 +283,14 @@ const fn in_place(least: f64) -> Row {
         dir_bytes: in_place::LEN + 64 * MIB,
         disk_bytes: 0,
         measure: |_| Ok(Samples::default()),
+    }
+}
+
+const fn on_disk(least: f64) -> Row {
+    Row {
+        dir_bytes: MIB,
+        disk_bytes: in_place::LEN + 64 * MIB,
+        ..in_place(least)
     }
 }
 

@@ -21,6 +21,13 @@ pub enum Action {
         /// From how many buffers.
         pieces: u8,
     },
+    /// Whole clusters are written in compressed form.
+    Pack {
+        /// Where; it starts with a cluster.
+        range: Range<u64>,
+        /// What.
+        content: Content,
+    },
     /// A range is made to read as zeros.
     Zero {
         /// Where.
@@ -166,6 +173,9 @@ impl<'a> Writer<'a> {
 
     fn change(&mut self) -> Action {
         let range = self.range();
+        if self.shape.can_pack() && self.random.one_in(8) {
+            return self.pack(&range);
+        }
         match self.random.below(10) {
             0..6 => self.write(range),
             6 | 7 => Action::Zero {
@@ -183,6 +193,22 @@ impl<'a> Writer<'a> {
             range,
             content: Content::Tagged(self.tag),
             pieces: self.pieces(),
+        }
+    }
+
+    fn pack(&mut self, near: &Range<u64>) -> Action {
+        self.tag += 1;
+        let cluster = self.shape.format.cluster_size();
+        let start = near.start / cluster * cluster;
+        let clusters = self.random.within(1..5);
+        let content = if self.random.one_in(3) {
+            Content::Byte(self.random.within(1..255) as u8)
+        } else {
+            Content::Tagged(self.tag)
+        };
+        Action::Pack {
+            range: start..(start + clusters * cluster).min(self.size),
+            content,
         }
     }
 

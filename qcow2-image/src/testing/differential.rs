@@ -14,8 +14,9 @@ use super::ledger::{Ledger, State, View};
 use super::play::{Manner, Player};
 use super::prepare;
 use super::qemu::Qemu;
-use super::shape::{DataFile, Origin};
+use super::shape::{DataFile, Encryption, Origin};
 use super::snapshots::compare_snapshots;
+use crate::create::Preallocation;
 
 /// Runs a program in memory, without QEMU.
 ///
@@ -40,7 +41,7 @@ pub fn run_beside_qemu(
     let files = prepare::in_folder(engine, &program.shape, folder)?;
     let disk = run(engine, program, &files)?;
     drop(files);
-    let qemu = Qemu::new(folder);
+    let qemu = Qemu::new(folder, program.shape.encryption);
     qemu.check()?;
     same(&qemu.read(None)?, &disk).map_err(|failure| failure.during("as QEMU reads it"))?;
     for (number, expected) in First::of(&program.shape).snapshots.iter().enumerate() {
@@ -64,7 +65,7 @@ pub fn run_by_qemu(engine: &dyn Engine, program: &Program, folder: &Path) -> Res
     let program = for_qemu(program);
     let shape = &program.shape;
     drop(prepare::in_folder(engine, shape, folder)?);
-    Qemu::new(folder).play(&program)?;
+    Qemu::new(folder, shape.encryption).play(&program)?;
     let first = First::of(shape);
     let mut ledger = Ledger::new(first.disk.clone());
     for action in &program.actions {
@@ -149,6 +150,15 @@ fn for_qemu(program: &Program) -> Program {
     if !matches!(program.shape.origin, Origin::Qemu(_)) {
         program.shape.origin = Origin::Qemu(Vec::new());
     }
+    if program.shape.encryption != Encryption::None {
+        // QEMU's preallocated clusters show deciphered zeros.
+        program.shape.preallocation = Preallocation::Off;
+        for action in &mut program.actions {
+            if let Action::Resize { preallocation, .. } = action {
+                *preallocation = Preallocation::Off;
+            }
+        }
+    }
     let cluster = program.shape.format.cluster_size();
     if program.shape.cannot_discard() {
         // Nor can QEMU hide what a longer backing file has.
@@ -168,7 +178,7 @@ fn for_qemu(program: &Program) -> Program {
 /// Content of one byte, as qemu-io can write it.
 fn make_plain(action: &mut Action) {
     match action {
-        Action::Write { content, .. } => {
+        Action::Write { content, .. } | Action::Pack { content, .. } => {
             if let Content::Tagged(tag) = *content {
                 *content = Content::Byte(tag as u8);
             }
@@ -186,7 +196,9 @@ fn note(ledger: &mut Ledger, program: &Program, action: &Action) {
         start..range.end.clamp(start, size)
     };
     match action {
-        Action::Write { range, content, .. } => ledger.add(cut(range), *content, State::Done),
+        Action::Write { range, content, .. } | Action::Pack { range, content } => {
+            ledger.add(cut(range), *content, State::Done)
+        }
         Action::Zero { range, .. } => ledger.add(cut(range), Content::Zeros, State::Done),
         Action::DiscardWhole { range } if !program.shape.cannot_discard() => {
             let range = whole_clusters(&cut(range), program.shape.format.cluster_size(), size);

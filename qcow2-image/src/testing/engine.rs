@@ -60,6 +60,13 @@ pub trait Subject: Send + Sync {
     /// As a discard.
     fn discard_whole(&self, range: Range<u64>) -> Result<(), Refusal>;
 
+    /// Writes whole clusters in compressed form.
+    ///
+    /// # Errors
+    ///
+    /// As a write.
+    fn pack(&self, bytes: &[u8], offset: u64) -> Result<(), Refusal>;
+
     /// Changes the size.
     ///
     /// # Errors

@@ -45,6 +45,8 @@ pub use play::{Manner, Player};
 pub use prepare::{in_folder, in_memory};
 pub use random::Random;
 pub use real::RealEngine;
-pub use shape::{CacheSize, DataFile, Format, Layer, Origin, Scale, Shape, Step, Tuning};
+pub use shape::{
+    CacheSize, DataFile, Encryption, Format, Layer, Origin, Scale, Shape, Step, Tuning,
+};
 pub use shrink::{catch, shrink, silence_panics};
 pub use snapshots::compare_snapshots;

@@ -109,6 +109,7 @@ impl<'a> Player<'a> {
                 let result = write(self.disk(), &bytes, range.start, *pieces);
                 self.note(&range, *content, result)
             }
+            Action::Pack { range, content } => self.pack(&self.cut(range), *content),
             Action::Zero { range, unmap } => {
                 let range = self.cut(range);
                 let result = self.disk().write_zeroes(range.clone(), zero_flags(*unmap));
@@ -315,6 +316,17 @@ impl<'a> Player<'a> {
             Err(_) => State::Open,
         };
         self.ledger.add(whole, Content::Zeros, state);
+        result.or_else(|refusal| self.refused(refusal))
+    }
+
+    fn pack(&mut self, range: &Range<u64>, content: Content) -> Result<(), Failure> {
+        let bytes = content.bytes(range.start, length(range));
+        let result = self.subject().pack(&bytes, range.start);
+        let state = match &result {
+            Ok(()) => State::Done,
+            Err(_) => State::Open,
+        };
+        self.ledger.add(range.clone(), content, state);
         result.or_else(|refusal| self.refused(refusal))
     }
 

@@ -21,7 +21,7 @@ pub fn in_folder(engine: &dyn Engine, shape: &Shape, folder: &Path) -> Result<Fi
     if let Origin::Qemu(steps) = &shape.origin {
         // QEMU locks what it opens.
         drop(files);
-        Qemu::new(folder).create(shape, steps)?;
+        Qemu::new(folder, shape.encryption).create(shape, steps)?;
     } else {
         make(engine, shape, &files)?;
         drop(files);

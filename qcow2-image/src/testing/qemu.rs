@@ -11,7 +11,7 @@ use super::action::{Action, Program};
 use super::content::Content;
 use super::failure::{Failure, OrFail};
 use super::files::{DATA_NAME, IMAGE_NAME, layer_format, layer_name};
-use super::shape::{DataFile, Shape, Step};
+use super::shape::{DataFile, Encryption, PASSPHRASE, Shape, Step};
 
 /// Whether `qemu-img` and `qemu-io` are there.
 pub fn is_available() -> bool {
@@ -24,14 +24,30 @@ pub fn is_available() -> bool {
 #[derive(Clone, Debug)]
 pub struct Qemu {
     folder: PathBuf,
+    encryption: Encryption,
 }
 
 impl Qemu {
     /// Tools for the files of a folder.
-    pub fn new(folder: &Path) -> Self {
+    pub fn new(folder: &Path, encryption: Encryption) -> Self {
         Self {
             folder: folder.to_owned(),
+            encryption,
         }
+    }
+
+    /// How a tool is told which image: by name, or with its secret.
+    fn image(&self, by_name: &[&str]) -> Vec<String> {
+        if self.encryption == Encryption::None {
+            let args = by_name.iter().chain(&[IMAGE_NAME]);
+            return args.map(ToString::to_string).collect();
+        }
+        vec![
+            "--object".to_owned(),
+            format!("secret,id=s,data={PASSPHRASE}"),
+            "--image-opts".to_owned(),
+            format!("driver=qcow2,file.filename={IMAGE_NAME},encrypt.key-secret=s"),
+        ]
     }
 
     /// Makes the image of a shape, over a chain that is there.
@@ -65,18 +81,31 @@ impl Qemu {
             options.push(format!("backing_file={}", layer_name(0)));
             options.push(format!("backing_fmt={}", layer_format(layer)));
         }
+        let secret = format!("secret,id=s,data={PASSPHRASE}");
+        let mut args = vec!["create", "-q", "-f", "qcow2"];
+        if shape.encryption != Encryption::None {
+            args.extend(["--object", &secret]);
+            options.push("encrypt.key-secret=s".to_owned());
+        }
+        match shape.encryption {
+            Encryption::None => {}
+            Encryption::Aes => options.push("encrypt.format=aes".to_owned()),
+            Encryption::Luks => {
+                options.push("encrypt.format=luks,encrypt.iter-time=1".to_owned());
+            }
+        }
         let options = options.join(",");
         let size = format.size.to_string();
-        self.img(&[
-            "create", "-q", "-f", "qcow2", "-o", &options, IMAGE_NAME, &size,
-        ])?;
+        args.extend(["-o", &options, IMAGE_NAME, &size]);
+        self.img(&args)?;
         let mut commands = Vec::new();
         let mut snapshots = 0;
         for step in steps {
             if *step == Step::Snapshot {
                 snapshots += 1;
                 self.io(&std::mem::take(&mut commands))?;
-                self.img(&["snapshot", "-q", "-c", &format!("s{snapshots}"), IMAGE_NAME])?;
+                let name = format!("s{snapshots}");
+                self.img_on_image(&["snapshot", "-q", "-c", &name], &[])?;
             } else {
                 commands.push(step_command(shape, step));
             }
@@ -105,13 +134,17 @@ impl Qemu {
     ///
     /// What the tools say.
     pub fn read(&self, snapshot: Option<&str>) -> Result<Vec<u8>, Failure> {
-        let mut args = vec!["convert", "-O", "raw"];
-        args.extend(snapshot.into_iter().flat_map(|name| ["-l", name]));
-        if snapshot.is_none() {
-            args.extend(["-f", "qcow2"]);
+        let mut args: Vec<String> = ["convert", "-O", "raw"].map(str::to_owned).to_vec();
+        let by_name: &[&str] = match snapshot {
+            Some(name) => &["-l", name],
+            None => &["-f", "qcow2"],
+        };
+        if let (Some(name), true) = (snapshot, self.encryption != Encryption::None) {
+            args.extend(["-l".to_owned(), name.to_owned()]);
         }
-        args.extend([IMAGE_NAME, "converted.raw"]);
-        self.img(&args)?;
+        args.extend(self.image(by_name));
+        args.push("converted.raw".to_owned());
+        self.run("qemu-img", args.iter())?;
         fs::read(self.folder.join("converted.raw")).or_fail("reading what was converted")
     }
 
@@ -121,7 +154,14 @@ impl Qemu {
     ///
     /// What the tools say.
     pub fn check(&self) -> Result<(), Failure> {
-        self.img(&["check", "-f", "qcow2", IMAGE_NAME])
+        self.img_on_image(&["check"], &["-f", "qcow2"])
+    }
+
+    /// Runs `qemu-img` on the image; `by_name` are options that only go with its name.
+    fn img_on_image(&self, args: &[&str], by_name: &[&str]) -> Result<(), Failure> {
+        let mut all: Vec<String> = args.iter().map(ToString::to_string).collect();
+        all.extend(self.image(by_name));
+        self.run("qemu-img", all.iter())
     }
 
     fn img(&self, args: &[&str]) -> Result<(), Failure> {
@@ -132,11 +172,13 @@ impl Qemu {
         if commands.is_empty() {
             return Ok(());
         }
-        let mut args = vec!["-f", "qcow2", "-d", "unmap", "-t", "writeback"];
+        let mut args: Vec<String> = ["-d", "unmap", "-t", "writeback"]
+            .map(str::to_owned)
+            .to_vec();
         for command in commands {
-            args.extend(["-c", command]);
+            args.extend(["-c".to_owned(), command.clone()]);
         }
-        args.push(IMAGE_NAME);
+        args.extend(self.image(&["-f", "qcow2"]));
         self.run("qemu-io", args.iter())
     }
 
@@ -200,7 +242,8 @@ fn action_commands(action: &Action, size: &mut u64) -> Vec<String> {
         (len > 0).then(|| format!("{start} {len}"))
     };
     let command = match action {
-        Action::Write { range, content, .. } => {
+        // QEMU compresses nothing into a cluster that has data.
+        Action::Write { range, content, .. } | Action::Pack { range, content } => {
             cut(range).map(|range| format!("write -q -P {} {range}", byte_of(*content)))
         }
         Action::Zero { range, unmap } => {

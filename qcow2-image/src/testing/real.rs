@@ -8,12 +8,15 @@ use qcow2_cache::Rules;
 use qcow2_check::chain::References;
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_io::Storage;
+use qcow2_io::cipher::{Algorithm, Hash, IvGenerator, Mode, Secret};
+use qcow2_io::codec::Level;
 
 use super::engine::{Engine, Refusal, Subject};
 use super::failure::Failure;
 use super::files::{DATA_NAME, Files, IMAGE_NAME, layer_format, layer_name};
-use super::shape::{CacheSize, DataFile, Layer, Shape};
+use super::shape::{CacheSize, DataFile, Encryption, Layer, PASSPHRASE, Shape};
 use crate::create::{CreateError, CreateOptions, Preallocation, write_image};
+use crate::luks::{KeyCost, LuksOptions};
 use crate::{CacheOptions, Image, ImageError, ImageOptions, ResizeOptions};
 
 /// Images as they are; with all rules of crash safety, unless one is switched off to show that its absence is noticed.
@@ -48,6 +51,17 @@ impl Engine for RealEngine {
                 .data_file(DATA_NAME)
                 .data_file_raw(shape.data_file == DataFile::Raw);
         }
+        // Short keys, since each state of an image is a copy of it all.
+        let luks = LuksOptions::new()
+            .algorithm(Algorithm::Aes128)
+            .mode(Mode::Cbc)
+            .iv_generator(IvGenerator::Essiv(Hash::Sha256))
+            .cost(KeyCost::Iterations(1000));
+        options = match shape.encryption {
+            Encryption::None => options,
+            Encryption::Aes => options.legacy_aes(secret()),
+            Encryption::Luks => options.luks(luks, secret()),
+        };
         write_image(&*files.image, files.data.as_deref(), &options)?;
         Ok(())
     }
@@ -70,6 +84,9 @@ impl Engine for RealEngine {
         if let Some(lazy) = shape.tuning.lazy_refcounts {
             options = options.lazy_refcounts(lazy);
         }
+        if shape.encryption != Encryption::None {
+            options = options.secret(secret());
+        }
         if let Some(data) = &files.data {
             options = options.data_file(Arc::clone(data));
         }
@@ -86,6 +103,10 @@ impl Engine for RealEngine {
         let image = options.open(Arc::clone(&files.image))?;
         Ok(Box::new(image))
     }
+}
+
+fn secret() -> Secret {
+    Secret::new(PASSPHRASE.as_bytes().to_vec())
 }
 
 /// Opens the layers from the last to the first.
@@ -133,6 +154,10 @@ impl Subject for Image {
 
     fn discard_whole(&self, range: Range<u64>) -> Result<(), Refusal> {
         Ok(Image::discard_whole(self, range)?)
+    }
+
+    fn pack(&self, bytes: &[u8], offset: u64) -> Result<(), Refusal> {
+        Ok(self.write_compressed(bytes, offset, Level::default())?)
     }
 
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<(), Refusal> {

@@ -1,6 +1,7 @@
 //! What an image is like before a program runs on it: geometry, options, backing files, first content.
 
 use qcow2_format::Geometry;
+use qcow2_io::codec::Codec;
 
 use crate::create::Preallocation;
 
@@ -177,6 +178,20 @@ pub enum CacheSize {
     Slices,
 }
 
+/// How guest data is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Not at all.
+    None,
+    /// As before LUKS.
+    Aes,
+    /// With a LUKS area.
+    Luks,
+}
+
+/// The passphrase of all encrypted images.
+pub(super) const PASSPHRASE: &str = "open-sesame";
+
 /// An image before the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -186,6 +201,8 @@ pub struct Shape {
     pub preallocation: Preallocation,
     /// Where guest data lies.
     pub data_file: DataFile,
+    /// How guest data is encrypted.
+    pub encryption: Encryption,
     /// Files below, the nearest first.
     pub backing: Vec<Layer>,
     /// Who made it, and with what content.
@@ -215,7 +232,12 @@ impl Shape {
         {
             preallocation = random.pick(&PREALLOCATIONS);
         }
-        let origin = random_origin(random, &mut format, data_file, preallocation, qemu);
+        let mut origin = random_origin(random, &mut format, data_file, preallocation, qemu);
+        let encryption = if data_file != DataFile::Raw && random.one_in(5) {
+            encrypt(random, &mut origin, preallocation)
+        } else {
+            Encryption::None
+        };
         let tuning = Tuning {
             cache: random.pick(&[CacheSize::Default, CacheSize::Tiny, CacheSize::Slices]),
             lazy_refcounts: (format.version == 3 && random.one_in(8)).then(|| random.one_in(2)),
@@ -226,6 +248,7 @@ impl Shape {
             format,
             preallocation,
             data_file,
+            encryption,
             backing,
             origin,
             tuning,
@@ -247,6 +270,7 @@ impl Shape {
             format,
             preallocation: Preallocation::Metadata,
             data_file: DataFile::None,
+            encryption: Encryption::None,
             backing: Vec::new(),
             origin: Origin::Engine,
             tuning: Tuning {
@@ -266,10 +290,33 @@ impl Shape {
         steps.iter().filter(|step| **step == Step::Snapshot).count()
     }
 
+    /// Whether compressed clusters can be written to it.
+    pub fn can_pack(&self) -> bool {
+        let codec = if self.format.zstd {
+            Codec::Zstd
+        } else {
+            Codec::Zlib
+        };
+        self.data_file == DataFile::None
+            && self.encryption == Encryption::None
+            && codec.is_available()
+    }
+
     /// Whether discards can't make the guest see zeros.
     pub fn cannot_discard(&self) -> bool {
         self.format.version == 2 && !self.backing.is_empty()
     }
+}
+
+/// Makes the image an encrypted one, if whoever makes it can.
+fn encrypt(random: &mut Random, origin: &mut Origin, preallocation: Preallocation) -> Encryption {
+    match origin {
+        Origin::Written(_) => return Encryption::None,
+        // Its preallocated clusters show deciphered zeros.
+        Origin::Qemu(_) if preallocation != Preallocation::Off => *origin = Origin::Engine,
+        Origin::Engine | Origin::Qemu(_) => {}
+    }
+    random.pick(&[Encryption::Aes, Encryption::Luks])
 }
 
 fn random_format(random: &mut Random, scale: Scale) -> Format {

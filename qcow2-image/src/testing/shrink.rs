@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 
 use super::action::Program;
 use super::failure::Failure;
-use super::shape::{CacheSize, Layer, Origin, Shape, Step};
+use super::shape::{CacheSize, Encryption, Layer, Origin, Shape, Step};
 use crate::create::Preallocation;
 
 thread_local! {
@@ -70,6 +70,7 @@ pub fn shrink(program: &Program, tries: usize, fails: impl Fn(&Program) -> bool)
         |shape: &mut Shape| shape.tuning.lazy_refcounts = None,
         |shape: &mut Shape| shape.tuning.discard_no_unref = false,
         |shape: &mut Shape| shape.format.lazy_refcounts = false,
+        |shape: &mut Shape| shape.encryption = Encryption::None,
         |shape: &mut Shape| shape.backing.clear(),
         |shape: &mut Shape| shape.backing.truncate(1),
     ] {

@@ -142,6 +142,10 @@ impl Subject for FlatDisk {
         Ok(())
     }
 
+    fn pack(&self, bytes: &[u8], offset: u64) -> Result<(), Refusal> {
+        Ok(self.disk().write_at(bytes, offset)?)
+    }
+
     fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<(), Refusal> {
         let mut state = self.state.lock().unwrap();
         let old = state.size;

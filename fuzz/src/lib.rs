@@ -39,7 +39,7 @@ impl Seed {
 }
 
 /// Every target, in the order in which they run.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "header",
         about: "Decodes a header with its extensions and backing name, and encodes it again.",
@@ -88,5 +88,12 @@ pub const TARGETS: [Target; 7] = [
         max_len_bytes: 128 << 10,
         run: qcow2_io::codec::fuzzing::decompress,
         seeds: seeds::decompress,
+    },
+    Target {
+        name: "luks_open",
+        about: "Opens the input as a LUKS area, and adds and erases a passphrase.",
+        max_len_bytes: 72 << 10,
+        run: qcow2_image::fuzzing::luks_open,
+        seeds: seeds::luks_open,
     },
 ];

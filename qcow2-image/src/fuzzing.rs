@@ -1,4 +1,7 @@
-//! What the fuzz target calls, beside the code so that a plain test can replay its inputs.
+//! What the fuzz targets call, beside the code so that a plain test can replay their inputs.
+
+#[cfg(feature = "encryption")]
+mod luks;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,6 +9,9 @@ use std::sync::Arc;
 use qcow2_check::{Options, Verdict, check};
 use qcow2_format::{Header, raw};
 use qcow2_io::{ExtentKind, Memory, Storage, StorageErrorKind, ZeroFlags};
+
+#[cfg(feature = "encryption")]
+pub use luks::{LUKS_PASSPHRASE, luks_open};
 
 use crate::{CacheOptions, Image, ImageOptions};
 

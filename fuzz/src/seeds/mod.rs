@@ -3,9 +3,11 @@
 mod codec;
 mod header;
 mod image;
+mod luks_open;
 mod tables;
 
 pub(crate) use codec::decompress;
 pub(crate) use header::{header, luks};
 pub(crate) use image::{check_image, image};
+pub(crate) use luks_open::luks_open;
 pub(crate) use tables::{refcount_block, tables};

@@ -177,10 +177,15 @@ impl Image {
         let Some(stream) = packed.stream() else {
             return self.write(&[IoSlice::new(cluster)], guest, cluster.len() as u64);
         };
+        self.write_stream(stream, guest)
+    }
+
+    /// Stores a stream, shorter than a cluster, that gives all of the cluster at `guest`.
+    pub(crate) fn write_stream(&self, stream: &[u8], guest: u64) -> Result<(), ImageError> {
         self.get_ready()?;
         {
             let _pass = self.gate.enter();
-            self.check_range(guest, cluster.len() as u64)?;
+            self.check_range(guest, 1)?;
             self.meta.check_writable()?;
             let number = guest >> self.geometry.cluster_bits();
             let _held = self.stripes.lock(number, number);

@@ -11,6 +11,7 @@ mod buffer;
 mod cache;
 mod compress;
 mod compressed;
+pub mod copy;
 pub mod create;
 mod crypt;
 mod cuts;

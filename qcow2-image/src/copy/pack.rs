@@ -1,0 +1,151 @@
+//! Compressing a piece of the disk.
+
+use std::ops::Range;
+
+use qcow2_format::GuestOffset;
+use qcow2_io::codec::Level;
+
+use super::CopyError;
+use super::plan::Job;
+use super::run::{Run, slice};
+use super::zeros::is_zero;
+use crate::{Image, ImageError};
+
+/// A piece of the disk, compressed, on its way to the image.
+#[derive(Debug, Default)]
+pub(super) struct Parcel {
+    job: Job,
+    /// The piece as it was read.
+    input: Vec<u8>,
+    /// All streams, one behind the other.
+    output: Vec<u8>,
+    clusters: Vec<Cluster>,
+}
+
+/// What is to become of a cluster, or of several.
+#[derive(Clone, Debug)]
+enum Cluster {
+    /// A stream, by its place in the output.
+    Packed {
+        guest: u64,
+        stream: Range<usize>,
+    },
+    /// Compressing doesn't pay.
+    Plain(Range<u64>),
+    Zero(Range<u64>),
+}
+
+impl Parcel {
+    pub(super) fn ticket(&self) -> u64 {
+        self.job.ticket
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.job.len()
+    }
+
+    /// Reads and compresses.
+    pub(super) fn fill(
+        &mut self,
+        run: &Run<'_>,
+        job: Job,
+        image: &Image,
+        level: Level,
+    ) -> Result<(), CopyError> {
+        self.job = job;
+        self.clusters.clear();
+        let (place, base) = (&run.place, self.job.range.start);
+        let end = self.job.range.end.next_multiple_of(place.unit);
+        if self.job.data.is_empty() && place.granule.is_some() {
+            self.clusters.push(Cluster::Zero(base..end));
+            return Ok(());
+        }
+        if self.input.is_empty() {
+            let len = usize::try_from(place.chunk).unwrap_or(usize::MAX);
+            self.input.resize(len, 0);
+            self.output.resize(len, 0);
+        }
+        let filled = run.read(&self.job, &mut self.input)?;
+        let mut used = 0;
+        let mut at = base;
+        for whole in filled {
+            self.add_zeros(at..whole.start);
+            at = whole.start;
+            while at < whole.end {
+                if run.is_stopped() {
+                    return Ok(());
+                }
+                let range = at..at + place.unit;
+                at = range.end;
+                let cluster = slice(&mut self.input, base, range.clone());
+                if place.granule.is_some() && is_zero(cluster) {
+                    self.add_zeros(range);
+                    continue;
+                }
+                // No stream is longer than its cluster, so there is always room.
+                let room = self.output.get_mut(used..).unwrap_or_default();
+                let packed = image.codec().compress(level, cluster, room);
+                let packed = packed.map_err(|source| {
+                    let guest = GuestOffset::new(range.start);
+                    let error = ImageError::Compress { guest, source };
+                    CopyError::target_at(range.start, place.unit, error)
+                })?;
+                if let Some(len) = packed {
+                    let stream = used..used + len;
+                    used = stream.end;
+                    let guest = range.start;
+                    self.clusters.push(Cluster::Packed { guest, stream });
+                } else {
+                    self.add_plain(range);
+                }
+            }
+        }
+        self.add_zeros(at..end.max(at));
+        Ok(())
+    }
+
+    fn add_zeros(&mut self, range: Range<u64>) {
+        match self.clusters.last_mut() {
+            _ if range.is_empty() => {}
+            Some(Cluster::Zero(last)) => last.end = range.end,
+            _ => self.clusters.push(Cluster::Zero(range)),
+        }
+    }
+
+    fn add_plain(&mut self, range: Range<u64>) {
+        match self.clusters.last_mut() {
+            Some(Cluster::Plain(last)) => last.end = range.end,
+            _ => self.clusters.push(Cluster::Plain(range)),
+        }
+    }
+
+    /// Stores everything, in the order of the disk.
+    pub(super) fn store(&mut self, run: &Run<'_>, image: &Image) -> Result<(), CopyError> {
+        let (place, base) = (&run.place, self.job.range.start);
+        let (mut clusters, mut compressed, mut stored) = (0, 0, 0);
+        for cluster in &self.clusters {
+            match cluster {
+                Cluster::Packed { guest, stream } => {
+                    let bytes = self.output.get(stream.clone()).unwrap_or_default();
+                    image
+                        .write_stream(bytes, *guest)
+                        .map_err(|error| CopyError::target_at(*guest, place.unit, error))?;
+                    clusters += 1;
+                    compressed += bytes.len() as u64;
+                    stored += place.unit.min(place.len - guest);
+                }
+                Cluster::Plain(range) => {
+                    let bytes = slice(&mut self.input, base, range.clone());
+                    stored += place.write(bytes, range.start)?;
+                }
+                Cluster::Zero(range) => place.zero(range.clone())?,
+            }
+        }
+        run.count(|report| {
+            report.compressed_clusters += clusters;
+            report.compressed_bytes += compressed;
+            report.stored_bytes += stored;
+        });
+        Ok(())
+    }
+}

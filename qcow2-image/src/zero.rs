@@ -390,6 +390,10 @@ impl Image {
             return None;
         }
         let own = entry.is_copied() && self.pass_request;
+        // Who still reads there, or does after a crash, by the old entry, would decipher the hole.
+        if self.crypt.is_some() {
+            return None;
+        }
         if !own || !(self.rules.external_data || self.discard_no_unref) {
             return None;
         }

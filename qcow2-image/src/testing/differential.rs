@@ -197,7 +197,7 @@ fn note(ledger: &mut Ledger, program: &Program, action: &Action) {
     };
     match action {
         Action::Write { range, content, .. } | Action::Pack { range, content } => {
-            ledger.add(cut(range), *content, State::Done)
+            ledger.add(cut(range), *content, State::Done);
         }
         Action::Zero { range, .. } => ledger.add(cut(range), Content::Zeros, State::Done),
         Action::DiscardWhole { range } if !program.shape.cannot_discard() => {

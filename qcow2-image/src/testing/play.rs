@@ -320,6 +320,14 @@ impl<'a> Player<'a> {
     }
 
     fn pack(&mut self, range: &Range<u64>, content: Content) -> Result<(), Failure> {
+        // The disk may end elsewhere than when the range was made up.
+        let cluster = self.shape.format.cluster_size();
+        let end = range.end.next_multiple_of(cluster);
+        let start = range.start / cluster * cluster;
+        if start >= self.ledger.size() {
+            return Ok(());
+        }
+        let range = &(start..end.min(self.ledger.size()));
         let bytes = content.bytes(range.start, length(range));
         let result = self.subject().pack(&bytes, range.start);
         let state = match &result {

@@ -413,7 +413,7 @@ fn an_encrypted_image_takes_no_packed_clusters_but_reads_them() {
     let memory = in_memory(&luks(CreateOptions::new(1 << 20)));
     let image = options().open(memory).unwrap();
     let error = image
-        .write_compressed(&[1; 65536], 0, Level::default())
+        .write_compressed(&vec![1; 65536], 0, Level::default())
         .unwrap_err();
     assert!(words(&error).contains("not encrypted"), "{}", words(&error));
     if !is_available("packed clusters in encrypted images") {

@@ -93,7 +93,7 @@ fn a_packed_image_lives_on() {
                 2 => {
                     let start = offset as u64 / unit * unit;
                     let end = (start + 3 * unit).min(LEN as u64);
-                    let (from, to) = (start as usize, end as usize);
+                    let [from, to] = [start, end].map(|at| usize::try_from(at).unwrap());
                     let bytes = noise(to - from, step as u64);
                     image
                         .write_compressed(&bytes, start, Level::default())
@@ -134,7 +134,7 @@ fn small_streams_share_a_cluster_until_its_refcount_is_full() {
         let image = Image::options().open(memory.clone()).unwrap();
         let before = memory.len().unwrap().next_multiple_of(65536);
         image
-            .write_compressed(&[9; 6 << 16], 0, Level::default())
+            .write_compressed(&vec![9; 6 << 16], 0, Level::default())
             .unwrap();
         image.close().unwrap();
         assert_sound(&memory);
@@ -151,12 +151,16 @@ fn packed_space_that_is_free_again_gets_no_more_data() {
     let mut plain = Plain::zeros(1 << 20);
     let pack = |plain: &mut Plain, at: usize, byte: u8| {
         image
-            .write_compressed(&[byte; 65536], at as u64, Level::default())
+            .write_compressed(&vec![byte; 65536], at as u64, Level::default())
             .unwrap();
         plain.0[at..at + 65536].fill(byte);
     };
     for round in 0..20_usize {
-        pack(&mut plain, round % 8 << 16, round as u8 + 1);
+        pack(
+            &mut plain,
+            (round % 8) << 16,
+            u8::try_from(round).unwrap() + 1,
+        );
         // The cluster that the next stream would go to becomes free, and others take it.
         image.discard(0..8 << 16).unwrap();
         plain.clear(0..8 << 16);
@@ -165,7 +169,11 @@ fn packed_space_that_is_free_again_gets_no_more_data() {
         }
         let place = (8 + round % 8) << 16;
         plain.write(&image, place, &noise(65536, round as u64));
-        pack(&mut plain, round % 8 << 16, 100 + round as u8);
+        pack(
+            &mut plain,
+            (round % 8) << 16,
+            100 + u8::try_from(round).unwrap(),
+        );
     }
     plain.assert_is(&guest_bytes(&image));
     image.close().unwrap();
@@ -240,10 +248,10 @@ fn packed_clusters_hide_the_backing_file() {
     let image = image.open(memory.clone()).unwrap();
     let mut plain = Plain(noise(1 << 20, 8));
     image
-        .write_compressed(&[0; 65536], 0, Level::default())
+        .write_compressed(&vec![0; 65536], 0, Level::default())
         .unwrap();
     image
-        .write_compressed(&[1; 65536], 65536, Level::default())
+        .write_compressed(&vec![1; 65536], 65536, Level::default())
         .unwrap();
     plain.0[..65536].fill(0);
     plain.0[65536..131072].fill(1);
@@ -273,7 +281,9 @@ fn only_whole_clusters_of_an_image_that_can_hold_them_are_packed() {
     let error = pack(1024, 2 << 16).unwrap_err();
     assert!(error.contains("beyond the disk"), "{error}");
     let level = Level::new(Codec::Zstd, 22).unwrap();
-    let error = image.write_compressed(&[1; 65536], 0, level).unwrap_err();
+    let error = image
+        .write_compressed(&vec![1; 65536], 0, level)
+        .unwrap_err();
     assert!(words(&error).contains("level"), "{}", words(&error));
     image.close().unwrap();
     assert_sound(&memory);
@@ -289,7 +299,7 @@ fn only_whole_clusters_of_an_image_that_can_hold_them_are_packed() {
         .references(References::Deny);
     let image = image.open_path(folder.path("image")).unwrap();
     let error = image
-        .write_compressed(&[1; 65536], 0, Level::default())
+        .write_compressed(&vec![1; 65536], 0, Level::default())
         .unwrap_err();
     assert!(
         words(&error).contains("external data file"),
@@ -299,7 +309,7 @@ fn only_whole_clusters_of_an_image_that_can_hold_them_are_packed() {
 
     let image = Image::options().read_only(true).open(memory).unwrap();
     let error = image
-        .write_compressed(&[1; 65536], 0, Level::default())
+        .write_compressed(&vec![1; 65536], 0, Level::default())
         .unwrap_err();
     assert!(words(&error).contains("read"), "{}", words(&error));
 }
@@ -311,7 +321,7 @@ fn the_header_stays_as_it_is() {
     let before = header_of(&memory);
     let image = Image::options().open(memory.clone()).unwrap();
     image
-        .write_compressed(&[1; 1 << 20], 0, Level::default())
+        .write_compressed(&vec![1; 1 << 20], 0, Level::default())
         .unwrap();
     image.close().unwrap();
     assert_eq!(header_of(&memory), before);

@@ -561,6 +561,29 @@ impl Allocator {
         result
     }
 
+    /// Where the refcount block numbered `index` lies, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the entry of the refcount table makes no sense.
+    pub fn block(&self, index: u64) -> Result<Option<HostOffset>, AllocError> {
+        let state = lock(&self.state);
+        self.block_at(&state, usize::try_from(index).unwrap_or(usize::MAX))
+    }
+
+    /// The refcounts of `count` clusters have become 0 in the file, past this allocator: they can be handed out.
+    pub fn freed(&self, first: HostCluster, count: u64) {
+        let mut state = lock(&self.state);
+        for number in first.get()..first.get().saturating_add(count) {
+            state.note_free(self.geometry(), number);
+        }
+    }
+
+    /// Whether clusters released for this reason are to be punched out of the file.
+    pub fn passes(&self, reason: Reason) -> bool {
+        self.pass_discard.passes(reason)
+    }
+
     /// One past the last cluster with a refcount above 0.
     ///
     /// # Errors

@@ -93,6 +93,12 @@ pub enum ImageError {
     /// A data file was given for an image that has none.
     #[error("a data file was given, but the image has none")]
     NeedlessDataFile,
+    /// The image has no such snapshot.
+    #[error("there is no snapshot '{key}'")]
+    NoSnapshot {
+        /// Id or name, what is not printable escaped.
+        key: String,
+    },
     /// The snapshot table can't be used.
     #[error("the snapshot table is refused")]
     Snapshots(#[from] SnapshotError),

@@ -36,6 +36,7 @@ mod read;
 mod ready;
 mod recover;
 mod resize;
+mod snapshot;
 mod stripes;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
@@ -50,3 +51,4 @@ pub use qcow2_alloc::PassDiscard;
 pub use qcow2_cache::{Kinds, OverlapChecks, Rules, Template};
 pub use qcow2_check::chain::References;
 pub use resize::ResizeOptions;
+pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotOptions};

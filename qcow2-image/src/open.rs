@@ -8,14 +8,15 @@ use qcow2_cache::sync::Mutex;
 use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::{Metadata, MetadataOptions};
 use qcow2_check::chain::{MAX_LAYERS, References, Resolved, Resolver};
-use qcow2_format::Header;
 #[cfg(feature = "encryption")]
 use qcow2_format::HeaderError;
+use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::raw;
+use qcow2_format::{Header, HostOffset};
 #[cfg(feature = "encryption")]
 use qcow2_io::cipher::SectorCipher;
-use qcow2_io::{File, FileIdentity, FileOptions, Storage};
+use qcow2_io::{File, FileIdentity, FileOptions, MAX_LEN, Storage};
 
 use crate::cache::CacheSizes;
 use crate::compressed::Unpacked;
@@ -27,6 +28,7 @@ use crate::luks::{self, LuksArea};
 use crate::mapping::Shape;
 use crate::options::Backing;
 use crate::pack::Packer;
+use crate::ready::read_snapshots;
 use crate::stripes::Stripes;
 use crate::{Image, ImageError, ImageOptions};
 
@@ -111,10 +113,9 @@ impl Image {
         let header = read_header(&*storage)?;
         refuse(&header, options)?;
         let sizes = CacheSizes::new(&options.cache, header.geometry, header.virtual_size())?;
-        // At most 32 MiB, which decoding has made sure of.
-        let l1_bytes = usize::try_from(u64::from(header.l1_entries) * 8).unwrap_or(0);
-        let mut bytes = vec![0; l1_bytes];
-        storage.read_at(&mut bytes, header.l1_table_offset.get())?;
+        let root = Root::of(&*storage, &header, options)?;
+        let mut bytes = vec![0; usize::try_from(u64::from(root.l1_entries) * 8).unwrap_or(0)];
+        storage.read_at(&mut bytes, root.l1_table.get())?;
         let l1 = L1Table::new(&bytes);
         drop(bytes);
 
@@ -155,7 +156,7 @@ impl Image {
             shape: Shape::new(header.entry_rules(), crypt.is_some()),
             raw_data: header.autoclear.raw_external_data(),
             compression: header.compression_type,
-            size: AtomicU64::new(header.virtual_size()),
+            size: AtomicU64::new(root.size),
             meta,
             alloc,
             l1,
@@ -182,6 +183,65 @@ impl Image {
             image.closed.store(false, Ordering::Release);
         }
         Ok(image)
+    }
+}
+
+/// What the disk is read from.
+struct Root {
+    /// Bytes of the disk.
+    size: u64,
+    l1_table: HostOffset,
+    /// At most 2^22.
+    l1_entries: u32,
+}
+
+impl Root {
+    fn of(
+        storage: &dyn Storage,
+        header: &Header,
+        options: &ImageOptions,
+    ) -> Result<Self, ImageError> {
+        let active = Self {
+            size: header.virtual_size(),
+            l1_table: header.l1_table_offset,
+            l1_entries: header.l1_entries,
+        };
+        let Some(key) = &options.snapshot else {
+            return Ok(active);
+        };
+        if !options.read_only {
+            return Err(ImageError::Unsupported {
+                what: "a snapshot can't be written to",
+            });
+        }
+        let snapshots = match header.snapshot_count {
+            0 => Vec::new(),
+            _ => read_snapshots(storage, header)?.0,
+        };
+        let (_, snapshot) = key.of(&snapshots)?;
+        let (l1_table, l1_entries) = (snapshot.l1_table_offset, snapshot.l1_entries);
+        let size = snapshot.disk_size().unwrap_or(active.size);
+        let geometry = header.geometry;
+        let refuse = |detail| ImageError::Refused {
+            what: "the L1 table of a snapshot",
+            offset: l1_table,
+            detail,
+        };
+        if u64::from(l1_entries) > MAX_L1_BYTES / 8 || !geometry.is_cluster_aligned(l1_table) {
+            return Err(refuse(format!(
+                "{l1_entries} entries, or the place, are not allowed"
+            )));
+        }
+        if size > MAX_LEN || geometry.l1_entries_for(size) > u64::from(l1_entries) {
+            return Err(refuse(format!(
+                "{l1_entries} entries are too few for {size} bytes"
+            )));
+        }
+        Ok(Self {
+            size,
+            l1_table,
+            l1_entries,
+        })
     }
 }
 

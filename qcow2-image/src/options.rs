@@ -15,7 +15,7 @@ use qcow2_io::{File, FileIdentity, FileOptions, Storage};
 #[cfg(feature = "encryption")]
 use crate::luks::WorkLimit;
 use crate::open::Context;
-use crate::{CacheOptions, Image, ImageError};
+use crate::{CacheOptions, Image, ImageError, SnapshotKey};
 
 /// How an image is to be opened: a builder.
 ///
@@ -37,6 +37,7 @@ pub struct ImageOptions {
     pub(crate) discard_no_unref: bool,
     #[cfg(feature = "encryption")]
     pub(crate) secrets: Secrets,
+    pub(crate) snapshot: Option<SnapshotKey>,
     pub(crate) rules: Rules,
 }
 
@@ -89,6 +90,7 @@ impl Default for ImageOptions {
             discard_no_unref: false,
             #[cfg(feature = "encryption")]
             secrets: Secrets::default(),
+            snapshot: None,
             rules: Rules::ALL,
         }
     }
@@ -188,6 +190,12 @@ impl ImageOptions {
     pub fn key_work(mut self, limit: WorkLimit) -> Self {
         self.secrets.work = limit;
         self
+    }
+
+    /// Opens a snapshot of the image instead of its present state, for reading only. It must not be deleted meanwhile.
+    pub fn snapshot(mut self, key: SnapshotKey) -> Self {
+        self.snapshot = Some(key);
+        self.read_only(true)
     }
 
     /// Breaks rules of crash safety, for tests that must notice.

@@ -91,7 +91,7 @@ impl Image {
     }
 }
 
-fn chart_snapshots(
+pub(crate) fn chart_snapshots(
     storage: &dyn Storage,
     header: &Header,
     map: &OverlapMap,
@@ -128,7 +128,7 @@ fn chart_snapshots(
 }
 
 /// The snapshot table, and its length in bytes.
-fn read_snapshots(
+pub(crate) fn read_snapshots(
     storage: &dyn Storage,
     header: &Header,
 ) -> Result<(Vec<Snapshot>, u64), ImageError> {

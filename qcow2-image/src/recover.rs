@@ -18,6 +18,14 @@ impl Image {
     ///
     /// [`ImageError::Unrecoverable`] if anything else is wrong with the image, before the first write.
     pub(crate) fn recover(&self, keep: u64) -> Result<(), ImageError> {
+        self.recount_references(|| Ok(self.meta.clear_autoclear(keep)?))
+    }
+
+    /// As [`recover`](Self::recover); `before` comes before the first write.
+    pub(crate) fn recount_references(
+        &self,
+        before: impl FnOnce() -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
         let storage = self.meta.storage();
         let alloc = self.alloc()?;
         let references =
@@ -35,7 +43,7 @@ impl Image {
                 detail: "not all references could be found".to_owned(),
             });
         }
-        self.meta.clear_autoclear(keep)?;
+        before()?;
         alloc.cover(references.end())?;
         let set = references
             .refcount_differences(|wrong| flow(alloc.set_refcount(wrong.cluster, wrong.expected)))

@@ -94,7 +94,7 @@ impl Image {
     }
 
     /// Commits, and frees what was released: the gate is closed, so no one knows it any more.
-    fn settle_closed(&self) -> Result<(), ImageError> {
+    pub(crate) fn settle_closed(&self) -> Result<(), ImageError> {
         let alloc = self.alloc()?;
         self.meta.commit(alloc)?;
         self.forget_places();

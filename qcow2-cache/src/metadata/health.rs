@@ -22,6 +22,10 @@ pub mod field {
     pub const L1_TABLE: Range<usize> = 36..48;
     /// Place and length of the refcount table.
     pub const REFCOUNT_TABLE: Range<usize> = 48..60;
+    /// Virtual size, and entries and place of the L1 table.
+    pub const SIZE_AND_L1_TABLE: Range<usize> = 24..48;
+    /// Number of snapshots, and place of their table.
+    pub const SNAPSHOTS: Range<usize> = 60..72;
     /// Features that a reader must know.
     pub const INCOMPATIBLE: Range<usize> = 72..80;
     /// Features that a writer must know or clear.
@@ -134,6 +138,35 @@ impl Metadata {
         })?;
         self.dirty_bit.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Sets the dirty bit, durably: what follows can't be done in one write, and whoever finds it half done counts references.
+    /// Version 2 has no such bit.
+    ///
+    /// # Errors
+    ///
+    /// What the storage reports.
+    pub fn mark_dirty(&self) -> Result<(), MetadataError> {
+        self.check_writable()?;
+        if self.header().version == Version::V2 || self.is_dirty() {
+            return Ok(());
+        }
+        self.set_dirty_bit()?;
+        self.sync()
+    }
+
+    /// Makes all writes to the image file durable.
+    ///
+    /// # Errors
+    ///
+    /// What the storage reports; the image then takes no more writes.
+    pub fn flush(&self) -> Result<(), MetadataError> {
+        self.sync()
+    }
+
+    /// Takes no more writes: what is in memory and what is in the file can't be brought together again.
+    pub fn give_up(&self) {
+        self.poisoned.store(true, Ordering::Release);
     }
 
     /// Clears the dirty bit, durably; everything else must be durable before.

@@ -451,6 +451,15 @@ impl TableCache {
 
     /// Forgets the clean slices that no one used since this was last called, and gives their memory back.
     pub fn trim(&self) {
+        self.give_up(|slot| !slot.take_touched());
+    }
+
+    /// Forgets all clean slices: what is on disk has changed, or is about to, past this cache.
+    pub fn forget_clean(&self) {
+        self.give_up(|_| true);
+    }
+
+    fn give_up(&self, unwanted: impl Fn(&Slot) -> bool) {
         for (set_index, set) in self.sets.iter().enumerate() {
             let mut flags = lock(&set.flags);
             for way in 0..self.ways {
@@ -462,8 +471,7 @@ impl TableCache {
                 ) else {
                     continue;
                 };
-                if flags.is_idle() && cell.load(Ordering::Relaxed) != EMPTY && !slot.take_touched()
-                {
+                if flags.is_idle() && cell.load(Ordering::Relaxed) != EMPTY && unwanted(slot) {
                     slot.begin_change();
                     cell.store(EMPTY, Ordering::Release);
                     slot.end_change();

@@ -33,5 +33,7 @@ mod nested;
 mod oracle;
 /// Compressed clusters that are written here.
 mod packed;
+/// Internal snapshots.
+mod snapshots;
 /// How much comes along with this crate.
 mod tree;

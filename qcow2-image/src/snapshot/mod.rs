@@ -1,0 +1,404 @@
+//! Internal snapshots: states of the disk that are kept in the image itself.
+//!
+//! A snapshot is a copy of the L1 table; all else is shared, counted by refcounts, until the guest writes. So taking, deleting or
+//! applying one changes the refcounts of all clusters and the COPIED flags of all entries. That is done in bulk, in
+//! the order of the file, while no request is in flight.
+
+mod counts;
+mod rework;
+mod table;
+mod tree;
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use qcow2_alloc::Reason;
+use qcow2_cache::sync::atomic::Ordering;
+use qcow2_cache::{Kinds, MetadataError, field};
+use qcow2_format::{HostOffset, L1Entry, Snapshot};
+
+use self::counts::Set;
+use self::rework::Change;
+use crate::{Image, ImageError};
+
+/// Bytes of an id, at most: what QEMU shows.
+const ID_MAX: usize = 127;
+/// Bytes of a name, at most: what QEMU shows.
+const NAME_MAX: usize = 255;
+
+/// An internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id: a number, by convention. Any bytes.
+    pub id: Vec<u8>,
+    /// Its name; any bytes.
+    pub name: Vec<u8>,
+    /// When it was taken, since 1970.
+    pub date: Duration,
+    /// How long the guest had run.
+    pub vm_clock: Duration,
+    /// Bytes of machine state.
+    pub vm_state_size: u64,
+    /// Instructions that the guest had run, if they were counted.
+    pub icount: Option<u64>,
+    /// Bytes of the disk then.
+    pub disk_size: u64,
+}
+
+/// Which snapshot is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotKey {
+    /// The one with this id.
+    Id(Vec<u8>),
+    /// The first one with this name.
+    Name(Vec<u8>),
+    /// The one with this id, or else the first one with this name.
+    IdOrName(Vec<u8>),
+}
+
+/// What is noted about a new snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotOptions {
+    /// Its name; at most 255 bytes.
+    pub name: Vec<u8>,
+    /// Its id, at most 127 bytes; if not given, the next number.
+    pub id: Option<Vec<u8>>,
+    /// When it was taken, since 1970; if not given, now.
+    pub date: Option<Duration>,
+    /// How long the guest had run.
+    pub vm_clock: Duration,
+    /// Instructions that the guest had run.
+    pub icount: Option<u64>,
+}
+
+impl SnapshotOptions {
+    /// A snapshot with a name.
+    pub fn new(name: impl Into<Vec<u8>>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+}
+
+impl SnapshotKey {
+    /// Whose id is `text`, or else whose name.
+    pub fn any(text: impl Into<Vec<u8>>) -> Self {
+        Self::IdOrName(text.into())
+    }
+
+    fn find(&self, snapshots: &[Snapshot]) -> Option<usize> {
+        let id = |wanted: &[u8]| snapshots.iter().position(|one| one.id == wanted);
+        let name = |wanted: &[u8]| snapshots.iter().position(|one| one.name == wanted);
+        match self {
+            Self::Id(wanted) => id(wanted),
+            Self::Name(wanted) => name(wanted),
+            Self::IdOrName(wanted) => id(wanted).or_else(|| name(wanted)),
+        }
+    }
+
+    fn text(&self) -> String {
+        let (Self::Id(text) | Self::Name(text) | Self::IdOrName(text)) = self;
+        text.escape_ascii().to_string()
+    }
+
+    pub(crate) fn of<'a>(
+        &self,
+        snapshots: &'a [Snapshot],
+    ) -> Result<(usize, &'a Snapshot), ImageError> {
+        self.find(snapshots)
+            .and_then(|index| Some((index, snapshots.get(index)?)))
+            .ok_or_else(|| ImageError::NoSnapshot { key: self.text() })
+    }
+}
+
+impl Image {
+    /// The internal snapshots, in the order of their table.
+    ///
+    /// # Errors
+    ///
+    /// A table that can't be read.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotInfo>, ImageError> {
+        let _pass = self.gate.enter();
+        let current = self.virtual_size();
+        let (snapshots, _) = self.snapshot_table()?;
+        Ok(snapshots
+            .into_iter()
+            .map(|snapshot| SnapshotInfo {
+                date: Duration::new(snapshot.date_sec.into(), 0)
+                    + Duration::from_nanos(snapshot.date_nsec.into()),
+                vm_clock: Duration::from_nanos(snapshot.vm_clock_nsec),
+                vm_state_size: snapshot.vm_state_size(),
+                icount: snapshot.icount(),
+                disk_size: snapshot.disk_size().unwrap_or(current),
+                id: snapshot.id,
+                name: snapshot.name,
+            })
+            .collect())
+    }
+
+    /// Takes a snapshot of the disk as it is now; gives its id. Requests wait meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Unsupported`] with an external data file; an id that is taken, and names that are too long
+    /// ([`ImageError::Option`]); refcounts that can't count one more reference, before anything has changed; and what the storage
+    /// reports, after which the snapshot is there or not.
+    ///
+    /// # Durability
+    ///
+    /// On return it is durable, and so is all that it shows.
+    pub fn create_snapshot(&self, options: &SnapshotOptions) -> Result<Vec<u8>, ImageError> {
+        self.meta.check_writable()?;
+        self.get_ready()?;
+        let _closed = self.gate.close();
+        self.check_snapshots_possible()?;
+        let (mut snapshots, _) = self.snapshot_table()?;
+        let mut new = new_snapshot(options, &snapshots, self.virtual_size())?;
+        new.l1_entries = u32::try_from(self.l1.len()).unwrap_or(u32::MAX);
+        let id = new.id.clone();
+        let l1 = self.active_l1();
+        self.rework(|| {
+            let own = &mut Set::default();
+            self.change_references(&l1, 0..0, Change::Test, own)?;
+            let copy = self.place_l1(&l1)?;
+            new.l1_table_offset = copy
+                .as_ref()
+                .map_or(HostOffset::new(0), |copy| copy.offset());
+            snapshots.push(new);
+            let table = self.place_table(&snapshots)?;
+            // An entry without the flag is harmless whatever its refcount; one with it is not.
+            self.flag_tables(&l1, None)?;
+            self.flag_l1(None)?;
+            self.meta.flush()?;
+            self.change_references(&l1, 0..0, Change::Add, own)?;
+            self.switch_table(&snapshots, table)?;
+            if let Some(copy) = copy {
+                let added = self.chart_tree(copy.offset(), &l1);
+                copy.keep();
+                added?;
+            }
+            Ok(())
+        })?;
+        Ok(id)
+    }
+
+    /// Deletes a snapshot. What only it held is free then. Requests wait meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::NoSnapshot`], and what the storage reports, after which the snapshot is there or not.
+    pub fn delete_snapshot(&self, key: &SnapshotKey) -> Result<(), ImageError> {
+        self.meta.check_writable()?;
+        self.get_ready()?;
+        let _closed = self.gate.close();
+        let (mut snapshots, _) = self.snapshot_table()?;
+        let (index, _) = key.of(&snapshots)?;
+        let old = snapshots.remove(index);
+        let l1 = self.read_l1(old.l1_table_offset, old.l1_entries)?;
+        self.rework(|| {
+            let table = self.place_table(&snapshots)?;
+            self.switch_table(&snapshots, table)?;
+            self.unchart_tree(&old, &l1)?;
+            let mut own = Set::default();
+            let change = Change::Remove(Reason::Snapshot);
+            self.change_references(&l1, self.l1_clusters(&old), change, &mut own)?;
+            // First the refcount, then the flag that says it is 1.
+            self.meta.flush()?;
+            self.flag_own(&own)
+        })
+    }
+
+    /// Makes the disk what it was when a snapshot was taken; the state it had is lost. The snapshot stays. Requests wait meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::NoSnapshot`]; [`ImageError::Unsupported`] for images with bitmaps, which would be wrong then, and for
+    /// version 2 if the disk had another size; refcounts that can't count one more reference, before anything has changed; and what
+    /// the storage reports, after which the disk is in its old state or in that of the snapshot.
+    pub fn apply_snapshot(&self, key: &SnapshotKey) -> Result<(), ImageError> {
+        self.meta.check_writable()?;
+        if self.header().autoclear.bitmaps() && self.header().bitmaps().is_some() {
+            return Err(ImageError::Unsupported {
+                what: "the image has bitmaps, which can't go back in time with it",
+            });
+        }
+        self.get_ready()?;
+        let _closed = self.gate.close();
+        let (snapshots, _) = self.snapshot_table()?;
+        let (_, snapshot) = key.of(&snapshots)?;
+        let size = snapshot.disk_size().unwrap_or(self.virtual_size());
+        let needed = self.geometry.l1_entries_for(size);
+        if size > i64::MAX as u64 || needed > u64::from(snapshot.l1_entries) {
+            return Err(ImageError::Refused {
+                what: "the L1 table of a snapshot",
+                offset: snapshot.l1_table_offset,
+                detail: format!(
+                    "{} entries are too few for {size} bytes",
+                    snapshot.l1_entries
+                ),
+            });
+        }
+        let new = self.read_l1(snapshot.l1_table_offset, snapshot.l1_entries)?;
+        let old = self.active_l1();
+        let shared: Vec<L1Entry> = new
+            .iter()
+            .map(|entry| L1Entry::new(entry.l2_table(), false))
+            .collect();
+        self.rework(|| {
+            let own = &mut Set::default();
+            self.change_references(&new, 0..0, Change::Test, own)?;
+            let place = self.place_l1(&shared)?;
+            self.meta.flush()?;
+            self.flag_tables(&new, None)?;
+            self.change_references(&new, 0..0, Change::Add, own)?;
+            self.switch_l1(&old, &shared, place, size)?;
+            let mut own = Set::default();
+            let change = Change::Remove(Reason::Snapshot);
+            self.change_references(&old, 0..0, change, &mut own)?;
+            self.meta.flush()?;
+            self.flag_own(&own)
+        })
+    }
+
+    fn check_snapshots_possible(&self) -> Result<(), ImageError> {
+        if self.rules.external_data {
+            return Err(ImageError::Unsupported {
+                what: "an image with an external data file can't have snapshots",
+            });
+        }
+        Ok(())
+    }
+
+    /// Sets the flags of clusters that only the active state refers to now.
+    fn flag_own(&self, own: &Set) -> Result<(), ImageError> {
+        if own.is_empty() {
+            return Ok(());
+        }
+        self.flag_tables(&self.active_l1(), Some(own))?;
+        self.flag_l1(Some(own))
+    }
+
+    /// The clusters of a snapshot's L1 table.
+    fn l1_clusters(&self, snapshot: &Snapshot) -> Range<u64> {
+        let first = self.geometry.host_cluster(snapshot.l1_table_offset).get();
+        let clusters = self
+            .geometry
+            .clusters_for(u64::from(snapshot.l1_entries) * 8);
+        first..first + clusters
+    }
+
+    /// Makes another L1 table and size the active ones, and releases the old table.
+    fn switch_l1(
+        &self,
+        old: &[L1Entry],
+        new: &[L1Entry],
+        place: Option<qcow2_alloc::Allocation<'_>>,
+        size: u64,
+    ) -> Result<(), ImageError> {
+        let cluster = self.cluster_size();
+        let map = self.meta.overlap();
+        let (old_place, old_len) = (self.meta.header().l1_table_offset, old.len() as u64 * 8);
+        let new_len = new.len() as u64 * 8;
+        let new_place = place
+            .as_ref()
+            .map_or(HostOffset::new(0), |place| place.offset());
+        let add = |offset, len, kinds| map.add(offset, len, kinds).map_err(MetadataError::from);
+        add(new_place, new_len, Kinds::ACTIVE_L1)?;
+        for entry in new.iter().filter(|entry| entry.l2_table().get() != 0) {
+            add(entry.l2_table(), cluster, Kinds::ACTIVE_L2)?;
+        }
+        self.meta.commit(self.alloc()?)?;
+        self.meta.write_refcounts()?;
+        self.meta
+            .switch_header(field::SIZE_AND_L1_TABLE, |header| {
+                header.virtual_size_raw = size;
+                header.l1_table_offset = new_place;
+                header.l1_entries = u32::try_from(new.len()).unwrap_or(u32::MAX);
+            })?;
+        if let Some(place) = place {
+            place.keep();
+        }
+        for index in 0..self.l1.len() {
+            self.l1.set(index, L1Entry::default());
+        }
+        self.l1.set_len(new.len() as u64);
+        for (index, entry) in (0..).zip(new) {
+            self.l1.set(index, *entry);
+        }
+        self.size.store(size, Ordering::Release);
+        let kept: std::collections::BTreeSet<u64> =
+            new.iter().map(|entry| entry.l2_table().get()).collect();
+        for entry in old.iter().filter(|entry| entry.l2_table().get() != 0) {
+            if !kept.contains(&entry.l2_table().get()) {
+                map.remove(entry.l2_table(), cluster, Kinds::ACTIVE_L2);
+            }
+        }
+        map.remove(old_place, old_len, Kinds::ACTIVE_L1);
+        if old_len > 0 {
+            self.alloc()?.release(
+                self.geometry.host_cluster(old_place),
+                self.geometry.clusters_for(old_len),
+                Reason::Snapshot,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The entry of a new snapshot; its L1 table is still to come.
+fn new_snapshot(
+    options: &SnapshotOptions,
+    others: &[Snapshot],
+    disk_size: u64,
+) -> Result<Snapshot, ImageError> {
+    let refuse = |option, value: &[u8], why: &str| ImageError::Option {
+        option,
+        value: value.escape_ascii().to_string(),
+        why: why.to_owned(),
+    };
+    if options.name.len() > NAME_MAX {
+        return Err(refuse(
+            "name",
+            &options.name,
+            "at most 255 bytes are allowed",
+        ));
+    }
+    let id = match &options.id {
+        Some(id) if id.is_empty() || id.len() > ID_MAX => {
+            return Err(refuse("id", id, "1 to 127 bytes are allowed"));
+        }
+        Some(id) if others.iter().any(|other| other.id == *id) => {
+            return Err(refuse("id", id, "another snapshot has it"));
+        }
+        Some(id) => id.clone(),
+        None => next_id(others),
+    };
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+    };
+    let date = options.date.unwrap_or_else(now);
+    let vm_clock = u64::try_from(options.vm_clock.as_nanos()).unwrap_or(u64::MAX);
+    let words = [0, disk_size, options.icount.unwrap_or(u64::MAX)];
+    Ok(Snapshot {
+        id,
+        name: options.name.clone(),
+        date_sec: u32::try_from(date.as_secs()).unwrap_or(u32::MAX),
+        date_nsec: date.subsec_nanos(),
+        vm_clock_nsec: vm_clock,
+        extra_data: words.iter().flat_map(|word| word.to_be_bytes()).collect(),
+        ..Snapshot::default()
+    })
+}
+
+/// One more than the largest number among the ids.
+fn next_id(others: &[Snapshot]) -> Vec<u8> {
+    let numbers = others.iter().filter_map(|other| {
+        let text = std::str::from_utf8(&other.id).ok()?;
+        text.parse::<u64>().ok()
+    });
+    let last = numbers.max().unwrap_or(0);
+    last.saturating_add(1).to_string().into_bytes()
+}

@@ -1,0 +1,190 @@
+//! Changes of many refcounts at once: under the dirty bit, in the file, and all or nothing for who looks at it later.
+
+use std::ops::Range;
+
+use qcow2_alloc::{AllocError, Reason};
+use qcow2_cache::{Kinds, MetadataError};
+use qcow2_format::{HostCluster, HostOffset, L1Entry, RefcountBlock, set_refcount};
+use qcow2_io::Storage as _;
+
+use super::counts::{Counts, Set, WINDOW};
+use crate::{Image, ImageError};
+
+/// What becomes of refcounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing: they are only tested for room.
+    Test,
+    /// References come.
+    Add,
+    /// References go; what nobody refers to any more is punched out if this reason says so.
+    Remove(Reason),
+}
+
+impl Image {
+    /// Does work that changes references past the caches. The gate must be closed. Whatever goes wrong, all references are
+    /// counted anew then, so that the image is sound, before or after the change; if not even that works it takes no more writes.
+    pub(super) fn rework<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, ImageError>,
+    ) -> Result<T, ImageError> {
+        self.settle_closed()?;
+        let was_dirty = self.meta.is_dirty();
+        self.meta.mark_dirty()?;
+        self.meta.write_refcounts()?;
+        self.forget_clean();
+        let result = work().and_then(|value| {
+            self.settle_closed()?;
+            if was_dirty {
+                return Ok(value);
+            }
+            // Lazy refcounts may be on by option.
+            self.meta.write_refcounts()?;
+            self.meta.flush()?;
+            self.meta.clear_dirty_bit()?;
+            Ok(value)
+        });
+        self.forget_clean();
+        if result.is_err() && self.meta.is_writable() && self.restore().is_err() {
+            self.meta.give_up();
+        }
+        result
+    }
+
+    fn forget_clean(&self) {
+        self.meta.l2().forget_clean();
+        self.meta.refcounts().forget_clean();
+    }
+
+    fn restore(&self) -> Result<(), ImageError> {
+        self.write_l1()?;
+        self.meta.write_refcounts()?;
+        self.meta.flush()?;
+        self.recount_references(|| Ok(()))
+    }
+
+    /// Changes the refcounts of all that an L1 table leads to, and of `more` clusters beside. The clusters that have one
+    /// reference left go to `own`.
+    pub(super) fn change_references(
+        &self,
+        l1: &[L1Entry],
+        more: Range<u64>,
+        change: Change,
+        own: &mut Set,
+    ) -> Result<(), ImageError> {
+        // What follows goes past the cache.
+        self.meta.write_refcounts()?;
+        self.meta.refcounts().forget_clean();
+        let mut start = 0;
+        loop {
+            let mut counts = Counts::new(self.geometry, start..start + WINDOW);
+            counts.add(more.start, more.end.saturating_sub(more.start), 1);
+            self.count_tree(l1, &mut counts)?;
+            if let Some(cluster) = counts.full() {
+                return Err(self.no_room(cluster, u64::from(u32::MAX)));
+            }
+            for (block, counts) in counts.blocks() {
+                self.change_block(block, counts, change, own)?;
+            }
+            if !counts.has_more() {
+                return Ok(());
+            }
+            start += WINDOW;
+        }
+    }
+
+    fn no_room(&self, cluster: HostCluster, value: u64) -> ImageError {
+        ImageError::Alloc(AllocError::RefcountOverflow {
+            cluster,
+            value,
+            bits: self.geometry.refcount_bits(),
+        })
+    }
+
+    fn change_block(
+        &self,
+        block: u64,
+        counts: &[u32],
+        change: Change,
+        own: &mut Set,
+    ) -> Result<(), ImageError> {
+        let alloc = self.alloc()?;
+        let geometry = self.geometry;
+        let first = block << geometry.refcount_block_bits();
+        let unknown = |number: u64| -> ImageError {
+            let offset = HostOffset::new(number << geometry.cluster_bits());
+            let detail = "it is 0 although something points at the cluster";
+            self.meta
+                .corrupt("the refcount of the cluster", offset, detail)
+                .into()
+        };
+        let Some(place) = alloc.block(block)? else {
+            let used = counts.iter().position(|count| *count > 0).unwrap_or(0);
+            return Err(unknown(first + used as u64));
+        };
+        let mut bytes = vec![0; geometry.cluster_len()];
+        self.meta.storage().read_at(&mut bytes, place.get())?;
+        let mut freed: Vec<Range<u64>> = Vec::new();
+        for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let number = first + index as u64;
+            let count = u64::from(*count);
+            let value = RefcountBlock::new(&bytes, geometry).get(index).unwrap_or(0);
+            if value == 0 {
+                return Err(unknown(number));
+            }
+            let new = match change {
+                Change::Test | Change::Add => value.checked_add(count),
+                Change::Remove(_) => Some(value.checked_sub(count).ok_or_else(|| unknown(number))?),
+            };
+            let new = new.filter(|new| *new <= geometry.refcount_max());
+            let new = new.ok_or_else(|| self.no_room(HostCluster::new(number), value))?;
+            if change == Change::Test {
+                continue;
+            }
+            // It fits, and the index is within the block.
+            let _ = set_refcount(&mut bytes, geometry, index, new);
+            match (new, freed.last_mut()) {
+                (0, Some(run)) if run.end == number => run.end += 1,
+                (0, _) => freed.push(number..number + 1),
+                (1, _) => own.insert(number),
+                _ => {}
+            }
+        }
+        let Change::Remove(reason) = change else {
+            if change == Change::Add {
+                self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
+            }
+            return Ok(());
+        };
+        self.check_freed(&freed)?;
+        if alloc.passes(reason) {
+            let bits = geometry.cluster_bits();
+            for run in &freed {
+                // The host keeps the space if this fails.
+                let _ = self
+                    .meta
+                    .storage()
+                    .discard(run.start << bits..run.end << bits);
+            }
+        }
+        self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
+        for run in freed {
+            alloc.freed(HostCluster::new(run.start), run.end - run.start);
+        }
+        Ok(())
+    }
+
+    /// What is known as metadata is not freed, whatever its refcount.
+    fn check_freed(&self, freed: &[Range<u64>]) -> Result<(), ImageError> {
+        for number in freed.iter().cloned().flatten() {
+            let kinds = self.meta.overlap().kinds(HostCluster::new(number));
+            if !kinds.is_empty() {
+                let offset = HostOffset::new(number << self.geometry.cluster_bits());
+                let detail = format!("the cluster was to be freed, but holds {kinds}");
+                let error: MetadataError = self.meta.corrupt("a cluster", offset, detail);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -8,10 +8,12 @@ use std::io::{IoSlice, IoSliceMut};
 use qcow2_format::HostOffset;
 use qcow2_io::Storage as _;
 #[cfg(feature = "encryption")]
-use qcow2_io::cipher::SectorCipher;
+use qcow2_io::cipher::{Secret, SectorCipher};
 
 use crate::buffer::Buffer;
 use crate::cuts::{cut, cut_mut, fill_from, gather, len_of};
+#[cfg(feature = "encryption")]
+use crate::luks::{self, KeySlots, LuksArea, Unlocked, WorkLimit};
 use crate::{Image, ImageError};
 
 /// Bytes of a sector.
@@ -156,6 +158,38 @@ impl Image {
         parts.extend(bufs.iter().map(|buf| IoSlice::new(buf)));
         parts.push(IoSlice::new(&tail));
         self.write_sectors(&parts, start, (end - start).next_multiple_of(SECTOR))
+    }
+}
+
+/// Keys of a LUKS image.
+#[cfg(feature = "encryption")]
+impl Image {
+    fn luks_area(&self) -> Result<LuksArea, ImageError> {
+        let area = self.header().crypto().copied();
+        area.map(LuksArea::from).ok_or(ImageError::Unsupported {
+            what: "the image is not encrypted with LUKS, so it has no key slots",
+        })
+    }
+
+    /// The key slots, to be changed as `qemu-img amend` changes them. Two threads must not do that at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Unsupported`] for an image without LUKS; an image that is not open for writing.
+    pub fn key_slots(&self) -> Result<KeySlots<'_>, ImageError> {
+        self.meta.check_writable()?;
+        Ok(KeySlots::new(&**self.meta.storage(), self.luks_area()?))
+    }
+
+    /// Opens the master key with a passphrase, as [`KeySlots::add`] needs it.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Unsupported`] for an image without LUKS, and all reasons for which an area can't be
+    /// [opened](crate::luks::unlock).
+    pub fn unlock(&self, passphrase: &Secret, limit: WorkLimit) -> Result<Unlocked, ImageError> {
+        let storage = &**self.meta.storage();
+        Ok(luks::unlock(storage, self.luks_area()?, passphrase, limit)?)
     }
 }
 

@@ -292,11 +292,7 @@ fn unlock(
         // Decoding has refused other methods, and a header without its extension.
         CryptMethod::Luks | CryptMethod::Unknown(_) => {
             let area = header.crypto().ok_or(HeaderError::CryptoMissing)?;
-            let area = LuksArea {
-                offset: area.offset.get(),
-                len: area.len_bytes,
-            };
-            let found = luks::unlock(storage, area, secret, secrets.work)?;
+            let found = luks::unlock(storage, LuksArea::from(*area), secret, secrets.work)?;
             Ok(Some(Crypt {
                 cipher: found.into_cipher(),
                 by_guest: false,

@@ -74,6 +74,7 @@ impl Encryption {
             (CryptMethod::None, None) if self.luks.is_none() => Ok(()),
             (CryptMethod::None, _) => Err(CreateError::EncryptionFormatMissing),
             (_, None) => Err(CreateError::SecretMissing),
+            (_, Some(secret)) if !secret.is_text() => Err(CreateError::SecretNotText),
             (CryptMethod::Aes, _) if self.luks.is_some() => Err(CreateError::NotForAes),
             _ if raw_data_file => Err(CreateError::RawAndEncrypted),
             _ => self.area_len().map(drop),

@@ -41,6 +41,9 @@ pub enum CreateError {
     /// An image is to be encrypted without a secret.
     #[error("an encrypted image needs a secret")]
     SecretMissing,
+    /// A secret that QEMU would refuse.
+    #[error("the secret is no text: QEMU opens images only with UTF-8 without a NUL")]
+    SecretNotText,
     /// Options of LUKS for the format that has none.
     #[error("encrypt.format=aes has no options: it is always AES-128-CBC")]
     NotForAes,

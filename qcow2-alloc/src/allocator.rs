@@ -561,6 +561,12 @@ impl Allocator {
         result
     }
 
+    /// Forgets all releases that are under way: every refcount is about to be set to what it should be without them.
+    pub fn forget_releases(&self) {
+        self.scheduled.take();
+        self.ripe.take();
+    }
+
     /// Where the refcount block numbered `index` lies, if there is one.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod rework;
 mod table;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -296,26 +297,26 @@ impl Image {
         place: Option<qcow2_alloc::Allocation<'_>>,
         size: u64,
     ) -> Result<(), ImageError> {
-        let cluster = self.cluster_size();
-        let map = self.meta.overlap();
         let (old_place, old_len) = (self.meta.header().l1_table_offset, old.len() as u64 * 8);
         let new_len = new.len() as u64 * 8;
         let new_place = place
             .as_ref()
             .map_or(HostOffset::new(0), |place| place.offset());
-        let add = |offset, len, kinds| map.add(offset, len, kinds).map_err(MetadataError::from);
-        add(new_place, new_len, Kinds::ACTIVE_L1)?;
-        for entry in new.iter().filter(|entry| entry.l2_table().get() != 0) {
-            add(entry.l2_table(), cluster, Kinds::ACTIVE_L2)?;
+        let switched = self.chart_active(new_place, new).and_then(|()| {
+            self.meta.commit(self.alloc()?)?;
+            self.meta.write_refcounts()?;
+            Ok(self
+                .meta
+                .switch_header(field::SIZE_AND_L1_TABLE, |header| {
+                    header.virtual_size_raw = size;
+                    header.l1_table_offset = new_place;
+                    header.l1_entries = u32::try_from(new.len()).unwrap_or(u32::MAX);
+                })?)
+        });
+        if let Err(error) = switched {
+            self.unchart_active(new_place, new_len, new, old);
+            return Err(error);
         }
-        self.meta.commit(self.alloc()?)?;
-        self.meta.write_refcounts()?;
-        self.meta
-            .switch_header(field::SIZE_AND_L1_TABLE, |header| {
-                header.virtual_size_raw = size;
-                header.l1_table_offset = new_place;
-                header.l1_entries = u32::try_from(new.len()).unwrap_or(u32::MAX);
-            })?;
         if let Some(place) = place {
             place.keep();
         }
@@ -327,14 +328,7 @@ impl Image {
             self.l1.set(index, *entry);
         }
         self.size.store(size, Ordering::Release);
-        let kept: std::collections::BTreeSet<u64> =
-            new.iter().map(|entry| entry.l2_table().get()).collect();
-        for entry in old.iter().filter(|entry| entry.l2_table().get() != 0) {
-            if !kept.contains(&entry.l2_table().get()) {
-                map.remove(entry.l2_table(), cluster, Kinds::ACTIVE_L2);
-            }
-        }
-        map.remove(old_place, old_len, Kinds::ACTIVE_L1);
+        self.unchart_active(old_place, old_len, old, new);
         if old_len > 0 {
             self.alloc()?.release(
                 self.geometry.host_cluster(old_place),
@@ -343,6 +337,29 @@ impl Image {
             );
         }
         Ok(())
+    }
+
+    /// Notes where an L1 table that is about to be the active one, and its L2 tables, lie.
+    fn chart_active(&self, place: HostOffset, l1: &[L1Entry]) -> Result<(), ImageError> {
+        let map = self.meta.overlap();
+        let add = |offset, len, kinds| map.add(offset, len, kinds).map_err(MetadataError::from);
+        add(place, l1.len() as u64 * 8, Kinds::ACTIVE_L1)?;
+        for entry in l1.iter().filter(|entry| entry.l2_table().get() != 0) {
+            add(entry.l2_table(), self.cluster_size(), Kinds::ACTIVE_L2)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets where an L1 table and its L2 tables lie, but not those that another table has, too.
+    fn unchart_active(&self, place: HostOffset, len: u64, l1: &[L1Entry], other: &[L1Entry]) {
+        let map = self.meta.overlap();
+        map.remove(place, len, Kinds::ACTIVE_L1);
+        let kept: BTreeSet<u64> = other.iter().map(|entry| entry.l2_table().get()).collect();
+        for entry in l1.iter().filter(|entry| entry.l2_table().get() != 0) {
+            if !kept.contains(&entry.l2_table().get()) {
+                map.remove(entry.l2_table(), self.cluster_size(), Kinds::ACTIVE_L2);
+            }
+        }
     }
 }
 

@@ -60,6 +60,7 @@ impl Image {
         self.write_l1()?;
         self.meta.write_refcounts()?;
         self.meta.flush()?;
+        self.alloc()?.forget_releases();
         self.recount_references(|| Ok(()))
     }
 

@@ -10,6 +10,8 @@ mod alone;
 
 /// Programs beside QEMU: what one writes the other reads.
 mod qemu;
+/// Snapshot operations that are cut short.
+mod snapshots;
 
 /// Crashes at any moment, with all rules of crash safety kept, and with each one left out.
 mod crashes;

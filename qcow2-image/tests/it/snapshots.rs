@@ -1,0 +1,272 @@
+//! Snapshot operations that are cut short: by a crash at any moment, and by any single fault.
+
+use std::sync::Arc;
+
+use qcow2_check::{Code, Options, Severity, check};
+use qcow2_format::header::Version;
+use qcow2_image::create::CreateOptions;
+use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::{Image, ImageError, SnapshotKey, SnapshotOptions};
+use qcow2_io::codec::Level;
+use qcow2_io::{Fault, Faulty, Operation, Storage, StorageErrorKind};
+
+const LEN: usize = 300 << 10;
+
+/// What is done to an image with the snapshots `one` and `two`.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Create,
+    Delete,
+    DeleteLast,
+    Apply,
+}
+
+const DEEDS: [Deed; 4] = [Deed::Create, Deed::Delete, Deed::DeleteLast, Deed::Apply];
+
+/// The disk, and the snapshots by name with what they hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct State {
+    disk: Vec<u8>,
+    snapshots: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+fn recipes() -> Vec<CreateOptions> {
+    let new = || CreateOptions::new(LEN as u64);
+    vec![
+        new().cluster_size(512),
+        new().cluster_size(4096).refcount_bits(64),
+        new().cluster_size(16384).extended_l2(true),
+        new().cluster_size(1024).lazy_refcounts(true),
+        new().cluster_size(4096).version(Version::V2),
+    ]
+}
+
+fn do_it(deed: Deed, image: &Image) -> Result<(), ImageError> {
+    match deed {
+        Deed::Create => image
+            .create_snapshot(&SnapshotOptions::new("three"))
+            .map(drop),
+        Deed::Delete => image.delete_snapshot(&SnapshotKey::any("one")),
+        Deed::DeleteLast => image.delete_snapshot(&SnapshotKey::any("two")),
+        Deed::Apply => image.apply_snapshot(&SnapshotKey::any("one")),
+    }
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let times = random.within(1..9) as usize;
+        bytes.extend(random.draw().to_be_bytes().repeat(times));
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// An image with two snapshots, written to before, between and after.
+fn prepare(recipe: &CreateOptions) -> Vec<u8> {
+    let memory = Arc::new(qcow2_io::Memory::new());
+    Image::create(&memory, recipe).unwrap();
+    let image = Image::options().open(memory.clone()).unwrap();
+    let unit = image.geometry().cluster_len();
+    for (number, name) in ["one", "two", ""].into_iter().enumerate() {
+        let seed = number as u64;
+        for part in 0..6 {
+            let at = (number * 31 + part * 47) % 250 << 10;
+            image
+                .write_at(&bytes(seed + part as u64, 9000), at as u64)
+                .unwrap();
+        }
+        let packed = bytes(seed, unit);
+        let at = ((200 << 10) + number * unit) / unit * unit;
+        image
+            .write_compressed(&packed, at as u64, Level::default())
+            .unwrap();
+        image
+            .write_zeroes(5000 * seed..5000 * seed + 20_000, qcow2_io::ZeroFlags::NONE)
+            .unwrap();
+        if !name.is_empty() {
+            image.create_snapshot(&SnapshotOptions::new(name)).unwrap();
+        }
+    }
+    image.close().unwrap();
+    memory.to_vec().unwrap()
+}
+
+fn state(storage: &Arc<dyn Storage>) -> State {
+    let read = |image: &Image| {
+        let mut disk = vec![0; image.virtual_size() as usize];
+        image.read_at(&mut disk, 0).unwrap();
+        disk
+    };
+    let options = || Image::options().read_only(true);
+    let image = options().open(Arc::clone(storage)).unwrap();
+    let snapshots = image.snapshots().unwrap();
+    let snapshots = snapshots.into_iter().map(|snapshot| {
+        let key = SnapshotKey::Id(snapshot.id);
+        let view = options().snapshot(key).open(Arc::clone(storage)).unwrap();
+        (snapshot.name, read(&view))
+    });
+    State {
+        snapshots: snapshots.collect(),
+        disk: read(&image),
+    }
+}
+
+/// What is wrong with an image that was cut short; leaks may be, and what the dirty bit announces.
+fn damage(storage: &dyn Storage, recovered: bool) -> Vec<(Code, u64)> {
+    let report = check(storage, &Options::default());
+    let totals = report.totals.iter().copied();
+    let dirty = !recovered && report.total(Code::FeatureDirty) > 0;
+    let behind = [Code::RefcountLow, Code::RefcountMissing, Code::CopiedWrong];
+    totals
+        .filter(|(code, count)| {
+            let bad = matches!(code.severity(), Severity::Corruption | Severity::Error);
+            *count > 0 && bad && !(dirty && behind.contains(code))
+        })
+        .collect()
+}
+
+/// Images before and after a deed.
+struct Case {
+    name: String,
+    old: bool,
+    start: Vec<u8>,
+    before: State,
+    after: State,
+}
+
+impl Case {
+    fn new(recipe: &CreateOptions, deed: Deed) -> Self {
+        let start = prepare(recipe);
+        let memory = || Arc::new(qcow2_io::Memory::from(start.clone())) as Arc<dyn Storage>;
+        let before = state(&memory());
+        let storage = memory();
+        let image = Image::options().open(Arc::clone(&storage)).unwrap();
+        let old = image.header().version == Version::V2;
+        do_it(deed, &image).unwrap();
+        image.close().unwrap();
+        assert_eq!(damage(&storage, true), []);
+        let after = state(&storage);
+        assert_ne!(before, after);
+        Self {
+            name: format!("{deed:?} with {:?}", image_numbers(recipe)),
+            old,
+            start,
+            before,
+            after,
+        }
+    }
+
+    /// The image must be before or after the deed, and take writes.
+    fn look(&self, storage: &Arc<dyn Storage>, how: &str) {
+        let name = &self.name;
+        let mut found = damage(storage, false);
+        if self.old {
+            // Without a dirty bit nothing announces flags that are clear.
+            found.retain(|(code, _)| *code != Code::CopiedWrong);
+        }
+        assert_eq!(found, [], "{name}, {how}");
+        let now = state(storage);
+        let is_known = now == self.before || now == self.after;
+        assert!(is_known, "{name}, {how}: neither before nor after");
+        let opened = Image::options().open(Arc::clone(storage));
+        let image = opened.unwrap_or_else(|error| panic!("{name}, {how}: {error:?}"));
+        let mut disk = now.disk.clone();
+        for (number, at) in [700_usize, 90_000, 250_000].into_iter().enumerate() {
+            let new = bytes(number as u64 + 50, 3000);
+            image.write_at(&new, at as u64).unwrap();
+            disk[at..at + 3000].copy_from_slice(&new);
+        }
+        image.close().unwrap();
+        let mut found = damage(storage, true);
+        if self.old {
+            found.retain(|(code, _)| *code != Code::CopiedWrong);
+        }
+        assert_eq!(found, [], "{name}, {how}, written to");
+        let later = state(storage);
+        assert_eq!(later.snapshots, now.snapshots, "{name}, {how}");
+        assert!(later.disk == disk, "{name}, {how}");
+    }
+}
+
+fn image_numbers(recipe: &CreateOptions) -> String {
+    format!("{recipe:?}").chars().take(120).collect()
+}
+
+#[test]
+fn a_crash_leaves_the_image_before_or_after_the_deed() {
+    let mut random = Random::new(77);
+    for recipe in recipes() {
+        for deed in DEEDS {
+            let case = Case::new(&recipe, deed);
+            let tape = Tape::new();
+            let base = Arc::new(case.start.clone());
+            let storage = tape.record(0, Arc::new(Overlay::new(base)));
+            let image = Image::options().open(storage).unwrap();
+            do_it(deed, &image).unwrap();
+            image.close().unwrap();
+            let entries = tape.take();
+            let mut moment = Moment::new(vec![case.start.clone()]);
+            for (number, entry) in entries.iter().enumerate() {
+                moment.advance(entry);
+                for _ in 0..2 {
+                    let (storages, loss) = moment.crash(&mut random).unwrap();
+                    case.look(&storages[0], &format!("crash after {number}, {loss}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fault_leaves_the_image_before_or_after_the_deed() {
+    const FAULTS: [(Operation, StorageErrorKind, bool); 8] = [
+        (Operation::Read, StorageErrorKind::Io, false),
+        (Operation::Write, StorageErrorKind::NoSpace, false),
+        (Operation::Write, StorageErrorKind::Io, true),
+        (Operation::WriteZeroes, StorageErrorKind::Io, false),
+        (Operation::Discard, StorageErrorKind::Io, false),
+        (Operation::Flush, StorageErrorKind::Io, false),
+        (Operation::Len, StorageErrorKind::Io, false),
+        (Operation::SetLen, StorageErrorKind::Io, false),
+    ];
+    let mut met = 0;
+    for recipe in recipes() {
+        for deed in DEEDS {
+            let case = Case::new(&recipe, deed);
+            let base = Arc::new(case.start.clone());
+            for (operation, kind, after_effect) in FAULTS {
+                for nth in 1.. {
+                    let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
+                    let image = Image::options().open(storage.clone()).unwrap();
+                    let fault = Fault::on(operation).nth(nth).kind(kind);
+                    storage.add(if after_effect {
+                        fault.after_effect()
+                    } else {
+                        fault
+                    });
+                    let result = do_it(deed, &image);
+                    let closed = image.close();
+                    let told_as = format!("{result:?} {closed:?}");
+                    let struck = storage.struck();
+                    storage.clear();
+                    let how =
+                        format!("{operation} {nth} fails ({kind:?}, {after_effect}): {told_as}");
+                    if result.is_ok() && closed.is_ok() && struck == 0 {
+                        break;
+                    }
+                    met += 1;
+                    let must_tell = matches!(operation, Operation::Write | Operation::Flush);
+                    if must_tell {
+                        let told = result.is_err() || closed.is_err();
+                        assert!(told, "{}: {how}: nobody was told", case.name);
+                    }
+                    let storage: Arc<dyn Storage> = storage;
+                    case.look(&storage, &how);
+                }
+            }
+        }
+    }
+    assert!(met > 300, "{met}");
+}

@@ -165,7 +165,7 @@ impl Image {
             let copy = self.place_l1(&l1)?;
             new.l1_table_offset = copy
                 .as_ref()
-                .map_or(HostOffset::new(0), |copy| copy.offset());
+                .map_or(HostOffset::new(0), qcow2_alloc::Allocation::offset);
             snapshots.push(new);
             let table = self.place_table(&snapshots)?;
             // An entry without the flag is harmless whatever its refcount; one with it is not.
@@ -301,7 +301,7 @@ impl Image {
         let new_len = new.len() as u64 * 8;
         let new_place = place
             .as_ref()
-            .map_or(HostOffset::new(0), |place| place.offset());
+            .map_or(HostOffset::new(0), qcow2_alloc::Allocation::offset);
         let switched = self.chart_active(new_place, new).and_then(|()| {
             self.meta.commit(self.alloc()?)?;
             self.meta.write_refcounts()?;

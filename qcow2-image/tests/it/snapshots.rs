@@ -56,8 +56,8 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
-        let times = random.within(1..9) as usize;
-        bytes.extend(random.draw().to_be_bytes().repeat(times));
+        let word = random.draw().to_be_bytes();
+        bytes.extend(word.repeat(usize::from(word[0] % 8) + 1));
     }
     bytes.truncate(len);
     bytes
@@ -72,7 +72,7 @@ fn prepare(recipe: &CreateOptions) -> Vec<u8> {
     for (number, name) in ["one", "two", ""].into_iter().enumerate() {
         let seed = number as u64;
         for part in 0..6 {
-            let at = (number * 31 + part * 47) % 250 << 10;
+            let at = ((number * 31 + part * 47) % 250) << 10;
             image
                 .write_at(&bytes(seed + part as u64, 9000), at as u64)
                 .unwrap();
@@ -95,7 +95,7 @@ fn prepare(recipe: &CreateOptions) -> Vec<u8> {
 
 fn state(storage: &Arc<dyn Storage>) -> State {
     let read = |image: &Image| {
-        let mut disk = vec![0; image.virtual_size() as usize];
+        let mut disk = vec![0; usize::try_from(image.virtual_size()).unwrap()];
         image.read_at(&mut disk, 0).unwrap();
         disk
     };

@@ -4,6 +4,8 @@
 //! what follows the stream is padding or the next cluster. So a decoder here is told how much to produce, and stops there.
 //! An encoder gives one stream that says where it ends, or none when it would be no shorter than the cluster.
 
+#[cfg(feature = "zlib")]
+mod deflate;
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg(all(feature = "zlib", feature = "zstd"))]
 #[doc(hidden)]
@@ -156,7 +158,7 @@ impl Codec {
         let out = out.get_mut(..limit).unwrap_or_default();
         match self {
             #[cfg(feature = "zlib")]
-            Self::Zlib => zlib::compress(level, cluster, out),
+            Self::Zlib => Ok(zlib::compress(level, cluster, out)),
             #[cfg(feature = "zstd")]
             Self::Zstd => zstd::compress(level, cluster, out),
             #[cfg(not(all(feature = "zlib", feature = "zstd")))]

@@ -2,22 +2,17 @@
 
 use std::cell::RefCell;
 
-use zlib_rs::{
-    Deflate, DeflateConfig, DeflateError, DeflateFlush, Inflate, InflateError, InflateFlush, Status,
-};
+use zlib_rs::{Inflate, InflateError, InflateFlush, Status};
 
+use super::deflate::Encoder;
 use super::{Codec, CodecError, keep, take};
 
 /// The longest back-reference that is read, as a power of two: writers with any window are understood.
 const WINDOW_BITS: u8 = 15;
-/// The longest that is written, with the sign that asks for a stream without header: there are readers that know no more.
-const WRITTEN_WINDOW_BITS: i32 = -12;
-/// Room for symbols before a block must end; the most there is.
-const MEM_LEVEL: i32 = 9;
 
 thread_local! {
     static DECODER: RefCell<Option<Inflate>> = const { RefCell::new(None) };
-    static ENCODER: RefCell<Option<(i32, Deflate)>> = const { RefCell::new(None) };
+    static ENCODER: RefCell<Option<Box<Encoder>>> = const { RefCell::new(None) };
 }
 
 pub(super) fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
@@ -27,38 +22,11 @@ pub(super) fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), CodecError>
     result
 }
 
-pub(super) fn compress(
-    level: i32,
-    cluster: &[u8],
-    out: &mut [u8],
-) -> Result<Option<usize>, CodecError> {
-    let codec = Codec::Zlib;
-    let mut encoder = match take(&ENCODER) {
-        Some((same, mut encoder)) if same == level => {
-            encoder.reset();
-            encoder
-        }
-        _ => Deflate::new_with_config(DeflateConfig {
-            level,
-            window_bits: WRITTEN_WINDOW_BITS,
-            mem_level: MEM_LEVEL,
-            ..DeflateConfig::default()
-        }),
-    };
-    match encoder.compress(cluster, out, DeflateFlush::Finish) {
-        Ok(Status::StreamEnd) => {
-            let len = usize::try_from(encoder.total_out()).unwrap_or(usize::MAX);
-            keep(&ENCODER, (level, encoder));
-            Ok(Some(len))
-        }
-        // No room. The encoder goes: one that stopped inside a stream may not be used again, not even reset.
-        Ok(Status::Ok | Status::BufError) => Ok(None),
-        Err(DeflateError::MemError) => Err(CodecError::NoMemory { codec }),
-        Err(error) => Err(CodecError::Encoder {
-            codec,
-            reason: error.as_str(),
-        }),
-    }
+pub(super) fn compress(level: i32, cluster: &[u8], out: &mut [u8]) -> Option<usize> {
+    let mut encoder = take(&ENCODER).unwrap_or_else(|| Box::new(Encoder::new()));
+    let len = encoder.compress(level, cluster, out);
+    keep(&ENCODER, encoder);
+    len
 }
 
 fn inflate(decoder: &mut Inflate, input: &[u8], out: &mut [u8]) -> Result<(), CodecError> {

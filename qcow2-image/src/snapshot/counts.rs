@@ -89,6 +89,20 @@ impl Set {
         }
     }
 
+    /// Inserts, of the 64 clusters from `first` on, a multiple of 64, those whose bit is set.
+    pub(super) fn insert_many(&mut self, first: u64, bits: u64) {
+        if bits == 0 {
+            return;
+        }
+        let page = self
+            .pages
+            .entry(first >> 12)
+            .or_insert_with(|| Box::new([0; 64]));
+        if let Some(word) = page.get_mut(index(first >> 6 & 63)) {
+            *word |= bits;
+        }
+    }
+
     pub(super) fn contains(&self, cluster: u64) -> bool {
         let page = self.pages.get(&(cluster >> 12));
         page.and_then(|page| page.get(index(cluster >> 6 & 63)))
@@ -143,5 +157,10 @@ mod tests {
             assert!(set.contains(cluster));
         }
         assert!(!set.contains(1) && !set.contains(4097));
+        set.insert_many(8192 + 64, 5);
+        set.insert_many(1 << 20, 0);
+        let found = [0, 1, 2, 3].map(|bit| set.contains(8192 + 64 + bit));
+        assert_eq!(found, [true, false, true, false]);
+        assert!(!set.contains(1 << 20));
     }
 }

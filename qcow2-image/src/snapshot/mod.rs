@@ -161,7 +161,8 @@ impl Image {
         let l1 = self.active_l1();
         self.rework(|| {
             let own = &mut Set::default();
-            self.change_references(&l1, 0..0, Change::Test, own)?;
+            let counted = &mut None;
+            self.change_references(&l1, 0..0, Change::Test, own, counted)?;
             let copy = self.place_l1(&l1)?;
             new.l1_table_offset = copy
                 .as_ref()
@@ -172,7 +173,7 @@ impl Image {
             self.flag_tables(&l1, None)?;
             self.flag_l1(None)?;
             self.meta.flush()?;
-            self.change_references(&l1, 0..0, Change::Add, own)?;
+            self.change_references(&l1, 0..0, Change::Add, own, counted)?;
             self.switch_table(&snapshots, table)?;
             if let Some(copy) = copy {
                 let added = self.chart_tree(copy.offset(), &l1);
@@ -203,7 +204,8 @@ impl Image {
             self.unchart_tree(&old, &l1)?;
             let mut own = Set::default();
             let change = Change::Remove(Reason::Snapshot);
-            self.change_references(&l1, self.l1_clusters(&old), change, &mut own)?;
+            let clusters = self.l1_clusters(&old);
+            self.change_references(&l1, clusters, change, &mut own, &mut None)?;
             // First the refcount, then the flag that says it is 1.
             self.meta.flush()?;
             self.flag_own(&own)
@@ -248,15 +250,16 @@ impl Image {
             .collect();
         self.rework(|| {
             let own = &mut Set::default();
-            self.change_references(&new, 0..0, Change::Test, own)?;
+            let counted = &mut None;
+            self.change_references(&new, 0..0, Change::Test, own, counted)?;
             let place = self.place_l1(&shared)?;
             self.meta.flush()?;
             self.flag_tables(&new, None)?;
-            self.change_references(&new, 0..0, Change::Add, own)?;
+            self.change_references(&new, 0..0, Change::Add, own, counted)?;
             self.switch_l1(&old, &shared, place, size)?;
             let mut own = Set::default();
             let change = Change::Remove(Reason::Snapshot);
-            self.change_references(&old, 0..0, change, &mut own)?;
+            self.change_references(&old, 0..0, change, &mut own, &mut None)?;
             self.meta.flush()?;
             self.flag_own(&own)
         })

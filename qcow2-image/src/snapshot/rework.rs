@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use qcow2_alloc::{AllocError, Reason};
 use qcow2_cache::{Kinds, MetadataError};
-use qcow2_format::{HostCluster, HostOffset, L1Entry, RefcountBlock, set_refcount};
+use qcow2_format::{Geometry, HostCluster, HostOffset, L1Entry, RefcountBlock, set_refcount};
 use qcow2_io::Storage as _;
 
 use super::counts::{Counts, Set, WINDOW};
@@ -65,17 +65,25 @@ impl Image {
     }
 
     /// Changes the refcounts of all that an L1 table leads to, and of `more` clusters beside. The clusters that have one
-    /// reference left go to `own`.
+    /// reference left go to `own`. What was counted is kept in `counted` if one window held it, and not counted again
+    /// if it is there.
     pub(super) fn change_references(
         &self,
         l1: &[L1Entry],
         more: Range<u64>,
         change: Change,
         own: &mut Set,
+        counted: &mut Option<Counts>,
     ) -> Result<(), ImageError> {
         // What follows goes past the cache.
         self.meta.write_refcounts()?;
         self.meta.refcounts().forget_clean();
+        if let Some(counts) = counted {
+            for (block, counts) in counts.blocks() {
+                self.change_block(block, counts, change, own)?;
+            }
+            return Ok(());
+        }
         let mut start = 0;
         loop {
             let mut counts = Counts::new(self.geometry, start..start + WINDOW);
@@ -88,6 +96,9 @@ impl Image {
                 self.change_block(block, counts, change, own)?;
             }
             if !counts.has_more() {
+                if start == 0 {
+                    *counted = Some(counts);
+                }
                 return Ok(());
             }
             start += WINDOW;
@@ -126,7 +137,14 @@ impl Image {
         let mut bytes = vec![0; geometry.cluster_len()];
         self.meta.storage().read_at(&mut bytes, place.get())?;
         let mut freed: Vec<Range<u64>> = Vec::new();
-        for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        let quick = quick_changes(&mut bytes, geometry, counts, change);
+        for (ones, group) in quick.iter().zip((first..).step_by(QUICK)) {
+            own.insert_many(group, ones.unwrap_or(0));
+        }
+        let slow = counts.iter().enumerate().filter(|(index, count)| {
+            **count > 0 && quick.get(index / QUICK).is_none_or(Option::is_none)
+        });
+        for (index, count) in slow {
             let number = first + index as u64;
             let count = u64::from(*count);
             let value = RefcountBlock::new(&bytes, geometry).get(index).unwrap_or(0);
@@ -187,5 +205,93 @@ impl Image {
             }
         }
         Ok(())
+    }
+}
+
+/// Refcounts that are changed at once if nothing is special about any of them.
+const QUICK: usize = 64;
+
+/// Changes refcounts of 16 bits, in groups. Of each group that is done it tells which of those that were changed are 1 now. In
+/// the others are some that are too low or too high, or would be 0.
+fn quick_changes(
+    bytes: &mut [u8],
+    geometry: Geometry,
+    counts: &[u32],
+    change: Change,
+) -> Vec<Option<u64>> {
+    if geometry.refcount_order() != 4 {
+        return Vec::new();
+    }
+    let groups = bytes.as_chunks_mut::<{ 2 * QUICK }>().0.iter_mut();
+    groups
+        .zip(counts.as_chunks::<QUICK>().0)
+        .map(|(bytes, counts)| {
+            let words = bytes.as_chunks_mut::<2>().0;
+            let mut values = [0_u32; QUICK];
+            for (value, word) in values.iter_mut().zip(&*words) {
+                *value = u16::from_be_bytes(*word).into();
+            }
+            let mut special = false;
+            let mut ones = 0_u64;
+            if let Change::Remove(_) = change {
+                for (bit, (value, count)) in values.iter_mut().zip(counts).enumerate() {
+                    special |= *count > 0 && *value <= *count;
+                    *value = value.wrapping_sub(*count);
+                    ones |= u64::from(*count > 0 && *value == 1) << bit;
+                }
+            } else {
+                for (value, count) in values.iter_mut().zip(counts) {
+                    special |= *count > 0 && *value == 0;
+                    *value = value.saturating_add(*count);
+                    special |= *value > u32::from(u16::MAX);
+                }
+            }
+            if special {
+                return None;
+            }
+            if change != Change::Test {
+                for (value, word) in values.iter().zip(words) {
+                    let value = u16::try_from(*value).unwrap_or(u16::MAX);
+                    *word = value.to_be_bytes();
+                }
+            }
+            Some(ones)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_without_anything_special_are_done_at_once() {
+        let geometry = Geometry::new(9, 4, false).unwrap();
+        let mut counts = vec![0; 256];
+        let mut bytes = vec![0; 512];
+        for index in 0..256 {
+            set_refcount(&mut bytes, geometry, index, 5).unwrap();
+        }
+        counts[..64].fill(2);
+        counts[70] = 5;
+        counts[130] = u32::MAX;
+        let value = |bytes: &[u8], index| RefcountBlock::new(bytes, geometry).get(index);
+        let remove = Change::Remove(Reason::Snapshot);
+        let none = Some(0);
+        for (change, done, values) in [
+            (Change::Test, [none, none, None, none], [5, 5, 5, 5]),
+            (Change::Add, [none, none, None, none], [7, 10, 5, 5]),
+            (remove, [none, none, None, none], [5, 5, 5, 5]),
+            // None would be left in the second group.
+            (remove, [none, None, None, none], [3, 5, 5, 5]),
+            (remove, [Some(u64::MAX), None, None, none], [1, 5, 5, 5]),
+            (remove, [None, None, None, none], [1, 5, 5, 5]),
+        ] {
+            assert_eq!(quick_changes(&mut bytes, geometry, &counts, change), done);
+            let found = [0, 70, 130, 200].map(|index| value(&bytes, index).unwrap());
+            assert_eq!(found, values, "{change:?}");
+        }
+        let wide = Geometry::new(9, 5, false).unwrap();
+        assert!(quick_changes(&mut bytes, wide, &counts, Change::Add).is_empty());
     }
 }

@@ -10,6 +10,9 @@ use crate::{Image, ImageError};
 /// Tables that lie side by side are read together, up to so many bytes.
 const PIECE: u64 = 1 << 20;
 
+/// Bit 63 of entries.
+const COPIED: u64 = 1 << 63;
+
 /// L2 tables that lie side by side.
 struct Run {
     offset: u64,
@@ -92,6 +95,7 @@ impl Image {
 
     /// Counts what an L1 table leads to: L2 tables, and all that they refer to.
     pub(super) fn count_tree(&self, l1: &[L1Entry], counts: &mut Counts) -> Result<(), ImageError> {
+        let size = self.cluster_size();
         let bits = self.geometry.cluster_bits();
         let step = if self.geometry.extended_l2() { 2 } else { 1 };
         let mut bytes = Vec::new();
@@ -102,17 +106,26 @@ impl Image {
             self.meta.storage().read_at(&mut bytes, run.offset)?;
             // What lies side by side is counted together.
             let (mut first, mut count) = (0, 0);
+            // The entry that goes on where the last one ended.
+            let mut next = 0;
             for entry in bytes.as_chunks::<8>().0.iter().step_by(step) {
-                let entry = L2Entry::from_bits(u64::from_be_bytes(*entry), 0);
+                let word = u64::from_be_bytes(*entry);
+                if word & !COPIED == next && next != 0 {
+                    count += 1;
+                    next += size;
+                    continue;
+                }
+                let entry = L2Entry::from_bits(word, 0);
                 let Some((cluster, clusters)) = self.referred(entry, run.offset)? else {
                     continue;
                 };
                 if cluster == first + count {
                     count += clusters;
-                    continue;
+                } else {
+                    counts.add(first, count, run.times);
+                    (first, count) = (cluster, clusters);
                 }
-                counts.add(first, count, run.times);
-                (first, count) = (cluster, clusters);
+                next = (first + count) << bits;
             }
             counts.add(first, count, run.times);
         }
@@ -146,7 +159,6 @@ impl Image {
     /// Changes COPIED flags in the L2 tables of an L1 table: clears them all, or sets those of the clusters that have become
     /// the only ones' own.
     pub(super) fn flag_tables(&self, l1: &[L1Entry], own: Option<&Set>) -> Result<(), ImageError> {
-        const COPIED: u64 = 1 << 63;
         let bits = self.geometry.cluster_bits();
         let step = if self.geometry.extended_l2() { 2 } else { 1 };
         let table_len = self.geometry.cluster_len();

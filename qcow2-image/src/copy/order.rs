@@ -64,7 +64,10 @@ impl<'r, 'a> Order<'r, 'a> {
         let _leaving = Leaving(self);
         let _watch = Watch(self.run);
         while let Some(mut parcel) = self.empty_parcel() {
-            let Some(job) = self.run.next() else { return };
+            let Some(job) = self.run.next() else {
+                // Others that wait must learn that nothing is left, too.
+                return lock(&self.state).empty.push(parcel);
+            };
             if let Err(error) = parcel.fill(self.run, job, self.image, self.level) {
                 return self.run.fail(error);
             }

@@ -13,7 +13,7 @@ const BATCH: usize = 256;
 /// A piece of work.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Job {
-    /// Its number in the order of the disk, from 0.
+    /// Its number in the order of the disk, from 0, among those that are to be worked on.
     pub(super) ticket: u64,
     /// Where on the disk. It starts at a multiple of the chunk size; what has data is no longer than a chunk.
     pub(super) range: Range<u64>,
@@ -37,6 +37,8 @@ pub(super) struct Plan<'a> {
     chunk: u64,
     /// Pieces without data are joined.
     joins_zeros: bool,
+    /// Pieces without data are no work, and get no number of their own.
+    passes_zeros: bool,
     at: u64,
     tickets: u64,
     /// Where the source has data, from `at` on and as far as it was asked.
@@ -52,11 +54,18 @@ impl<'a> Plan<'a> {
             len,
             chunk,
             joins_zeros,
+            passes_zeros: false,
             at: 0,
             tickets: 0,
             known: VecDeque::new(),
             asked_until: 0,
         }
+    }
+
+    /// Those who do the work pass over pieces without data.
+    pub(super) fn passing_zeros(mut self, on: bool) -> Self {
+        self.passes_zeros = on;
+        self
     }
 
     /// The next piece; `None` behind the last.
@@ -87,7 +96,9 @@ impl<'a> Plan<'a> {
         };
         self.at = end;
         let ticket = self.tickets;
-        self.tickets += 1;
+        if !(self.passes_zeros && data.is_empty()) {
+            self.tickets += 1;
+        }
         Ok(Some(Job {
             ticket,
             range: start..end,

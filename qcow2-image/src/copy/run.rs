@@ -18,6 +18,8 @@ pub(super) struct Run<'a> {
     pub(super) place: Place<'a>,
     monitor: Option<&'a dyn Monitor>,
     zero_rest: bool,
+    /// Pieces without data need no work.
+    passes_zeros: bool,
     plan: Mutex<Plan<'a>>,
     stopped: AtomicBool,
     failure: Mutex<Option<CopyError>>,
@@ -33,13 +35,16 @@ impl<'a> Run<'a> {
         options: &CopyOptions<'a>,
     ) -> Self {
         let joins_zeros = place.granule.is_some();
+        let passes_zeros = joins_zeros && place.is_zero();
+        let plan = Plan::new(source, len, place.chunk, joins_zeros);
         Self {
             source,
             len,
             place,
             monitor: options.monitor,
             zero_rest: options.zero_rest,
-            plan: Mutex::new(Plan::new(source, len, place.chunk, joins_zeros)),
+            passes_zeros,
+            plan: Mutex::new(plan.passing_zeros(passes_zeros)),
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
             done: AtomicU64::new(0),
@@ -58,7 +63,7 @@ impl<'a> Run<'a> {
             }
             let next = lock(&self.plan).next();
             match next {
-                Ok(Some(job)) if job.data.is_empty() && self.needs_nothing() => {
+                Ok(Some(job)) if job.data.is_empty() && self.passes_zeros => {
                     self.note_done(job.len());
                 }
                 Ok(job) => return job,
@@ -68,11 +73,6 @@ impl<'a> Run<'a> {
                 }
             }
         }
-    }
-
-    /// Whether zeros can be passed over.
-    fn needs_nothing(&self) -> bool {
-        self.place.is_zero() && self.place.granule.is_some()
     }
 
     /// Reads a piece into a buffer that begins where it begins, and has room for whole units. Gives the stretches of the disk,

@@ -1,10 +1,11 @@
 //! `cargo xtask bench`: whole workloads, side by side with QEMU, as ratios taken in one run.
 //!
 //! `check` is the checker's benchmark: `case` has its images, `read` is the yardstick, `table` the outcome on the screen. `io` is that of
-//! the virtual disk. For both, `measure` runs processes, and `place` finds room for files.
+//! the virtual disk, `codec` that of compression and encryption. For all, `measure` runs processes, and `place` finds room for files.
 
 mod case;
 mod check;
+mod codec;
 mod io;
 mod measure;
 mod place;
@@ -26,6 +27,9 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Workload {
     Check(check::Args),
+    Codec(codec::Args),
+    #[command(hide = true)]
+    Convert(codec::ConvertArgs),
     Io(io::Args),
     #[command(hide = true)]
     Read(read::Args),
@@ -35,6 +39,8 @@ enum Workload {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.workload {
         Workload::Check(args) => check::run(args),
+        Workload::Codec(args) => codec::run(args),
+        Workload::Convert(args) => codec::convert(args),
         Workload::Io(args) => io::run(args),
         Workload::Read(args) => read::run(args),
     }

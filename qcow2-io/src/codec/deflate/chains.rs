@@ -4,6 +4,7 @@
 //! never entered; as bytes are compared before a match is believed, that costs a comparison and nothing else.
 
 use super::alphabet::{MAX_MATCH, MIN_MATCH, WINDOW};
+use super::window::Window;
 
 /// Bits of a hash of three bytes.
 const BITS_OF_THREE: u32 = 12;
@@ -72,7 +73,7 @@ impl Chains {
     #[inline(always)]
     pub(super) fn longest(
         &self,
-        data: &[u8],
+        window: &Window,
         at: usize,
         latest: Latest,
         floor: usize,
@@ -80,17 +81,17 @@ impl Chains {
         nice: usize,
     ) -> Match {
         let mut best = Match::default();
-        let max = (data.len() - at).min(MAX_MATCH);
+        let max = (window.end() - at).min(MAX_MATCH);
         if max < 4 || floor >= max {
             return best;
         }
         let nice = nice.min(max);
-        let word = load(data, at);
+        let word = window.word(at);
         let position = at as u16;
         let mut length = floor.max(MIN_MATCH);
         // A longer match must also agree in the four bytes that end one byte further on.
         let mut tail = length - MIN_MATCH;
-        let mut wanted = load(data, at + tail);
+        let mut wanted = window.word(at + tail);
         let mut candidate = latest.four;
         let mut reached = 0;
         for _ in 0..depth {
@@ -100,8 +101,8 @@ impl Chains {
             }
             reached = distance;
             let start = at - usize::from(distance);
-            if load(data, start + tail) == wanted && load(data, start) == word {
-                let found = common(data, start, at, max);
+            if window.word(start + tail) == wanted && window.word(start) == word {
+                let found = window.common(start, at, max);
                 if found > length {
                     length = found;
                     best = Match { length, distance };
@@ -109,14 +110,14 @@ impl Chains {
                         break;
                     }
                     tail = length - MIN_MATCH;
-                    wanted = load(data, at + tail);
+                    wanted = window.word(at + tail);
                 }
             }
             candidate = self.previous[usize::from(candidate) % WINDOW];
         }
         if best.length == 0 && floor < MIN_MATCH {
             let distance = position.wrapping_sub(latest.three);
-            let differing = load(data, at.wrapping_sub(distance.into())) ^ word;
+            let differing = window.word(at.wrapping_sub(distance.into())) ^ word;
             // Both or neither are hard to foretell, and so would be two branches.
             if is_near(distance, 0) & (differing << 8 == 0) {
                 best = Match {
@@ -133,31 +134,4 @@ impl Chains {
 #[inline(always)]
 fn is_near(distance: u16, reached: u16) -> bool {
     (distance > reached) & (usize::from(distance) <= WINDOW)
-}
-
-/// Four bytes; zeros past the end.
-#[inline(always)]
-pub(super) fn load(data: &[u8], at: usize) -> u32 {
-    match data.get(at..).and_then(<[u8]>::first_chunk) {
-        Some(bytes) => u32::from_le_bytes(*bytes),
-        None => 0,
-    }
-}
-
-/// How many bytes are the same in two places, of `max` that the later one has.
-#[inline(always)]
-fn common(data: &[u8], start: usize, at: usize, max: usize) -> usize {
-    let (one, other) = (&data[start..start + max], &data[at..at + max]);
-    let (ones, one_rest) = one.as_chunks::<8>();
-    let (others, other_rest) = other.as_chunks::<8>();
-    let mut length = 0;
-    for (one, other) in ones.iter().zip(others) {
-        let difference = u64::from_le_bytes(*one) ^ u64::from_le_bytes(*other);
-        if difference != 0 {
-            return length + (difference.trailing_zeros() / 8) as usize;
-        }
-        length += 8;
-    }
-    let rest = one_rest.iter().zip(other_rest);
-    length + rest.take_while(|(one, other)| one == other).count()
 }

@@ -35,6 +35,7 @@ mod effort;
 mod huffman;
 mod parse;
 mod split;
+mod window;
 
 use bits::BitWriter;
 use effort::Effort;

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::alphabet::{
-    DISTANCES, END, Histogram, LENGTH_CLASS, LITERALS, MIN_MATCH, distance_class,
+    DISTANCES, END, Histogram, LENGTH_CLASS, LITERALS, MIN_MATCH, WINDOW, distance_class,
 };
-use super::chains::{Chains, Match, load};
+use super::chains::{Chains, Match};
 use super::effort::Effort;
+use super::window::{STRIP, Window};
 
 /// Symbols after which a part ends; the last sequence may bring as many more.
 const PART: usize = 1024;
@@ -41,6 +42,9 @@ pub(super) struct Part {
 /// The way of a cluster into sequences.
 pub(super) struct Parser {
     chains: Chains,
+    window: Window,
+    /// Where in the data what is in the window starts.
+    strip: usize,
     pub(super) sequences: Vec<Sequence>,
     pub(super) parts: Vec<Part>,
     /// Of the part that grows.
@@ -54,6 +58,8 @@ impl Parser {
     pub(super) fn new() -> Self {
         Self {
             chains: Chains::new(),
+            window: Window::new(),
+            strip: 0,
             sequences: Vec::new(),
             parts: Vec::new(),
             histogram: Histogram::EMPTY,
@@ -75,27 +81,42 @@ impl Parser {
         self.parts.clear();
         self.part_sequences = 0;
         self.part_bytes = from;
+        let strip = from / STRIP * STRIP;
+        if strip == from {
+            self.window
+                .fill(&data[strip..data.len().min(strip + STRIP)]);
+            self.strip = strip;
+        }
+        let end = self.window.end();
         let Effort {
             depth,
             nice,
             good,
             patience,
         } = effort;
-        let mut at = from;
+        let mut at = WINDOW + from - strip;
         // Literals that belong to no sequence yet start here.
-        let mut start = from;
-        while data.len() - at >= 4 && self.parts.len() < PARTS {
-            let latest = self.chains.enter(at, load(data, at));
-            let mut best = self.chains.longest(data, at, latest, 0, depth, nice);
+        let mut start = at;
+        while end - at >= 4 && self.parts.len() < PARTS {
+            let word = self.window.word(at);
+            let latest = self.chains.enter(at, word);
+            let mut best = self
+                .chains
+                .longest(&self.window, at, latest, 0, depth, nice);
             if !is_worth(best) {
-                let step = 1 + ((at - start) >> DULL_BITS);
-                for byte in data[at..].iter().take(step) {
-                    self.histogram.literals[usize::from(*byte)] += 1;
-                }
-                at = (at + step).min(data.len());
-                if at - start >= PART {
-                    self.push(start..at, Match::default());
-                    start = at;
+                self.histogram.literals[usize::from(word as u8)] += 1;
+                at += 1;
+                let run = at - start;
+                if run >> DULL_BITS > 0 {
+                    let dull = self.window.bytes(at, end).iter().take(run >> DULL_BITS);
+                    at += dull.len();
+                    for byte in dull {
+                        self.histogram.literals[usize::from(*byte)] += 1;
+                    }
+                    if at - start >= PART {
+                        self.push(start..at, Match::default());
+                        start = at;
+                    }
                 }
                 continue;
             }
@@ -104,14 +125,14 @@ impl Parser {
             'better: while best.length < good {
                 for ahead in 1..=patience {
                     let later = at + ahead;
-                    let latest = self.chains.enter(later, load(data, later));
+                    let latest = self.chains.enter(later, self.window.word(later));
                     entered = later + 1;
                     let floor = best.length - 1;
-                    let other = self
-                        .chains
-                        .longest(data, later, latest, floor, depth / 2, nice);
+                    let other =
+                        self.chains
+                            .longest(&self.window, later, latest, floor, depth / 2, nice);
                     if is_better(other, best, ahead) {
-                        for byte in &data[at..later] {
+                        for byte in self.window.bytes(at, later) {
                             self.histogram.literals[usize::from(*byte)] += 1;
                         }
                         at = later;
@@ -125,24 +146,24 @@ impl Parser {
             at += best.length;
             start = at;
             for skipped in entered..at {
-                self.chains.enter(skipped, load(data, skipped));
+                self.chains.enter(skipped, self.window.word(skipped));
             }
         }
         if self.parts.len() < PARTS {
-            for byte in &data[at..] {
+            for byte in self.window.bytes(at, end) {
                 self.histogram.literals[usize::from(*byte)] += 1;
             }
-            at = data.len();
-            for literals in data[start..].chunks(PART) {
-                let end = start + literals.len();
-                self.push(start..end, Match::default());
-                start = end;
+            at = end;
+            while start < end {
+                let until = end.min(start + PART);
+                self.push(start..until, Match::default());
+                start = until;
             }
         }
         if self.symbols > 0 {
             self.end_part(at);
         }
-        at
+        at - WINDOW + strip
     }
 
     #[inline(always)]
@@ -168,6 +189,7 @@ impl Parser {
 
     #[cold]
     fn end_part(&mut self, end: usize) {
+        let end = end - WINDOW + self.strip;
         self.parts.push(Part {
             sequences: self.part_sequences..self.sequences.len(),
             bytes: self.part_bytes..end,

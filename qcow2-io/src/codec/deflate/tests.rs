@@ -171,9 +171,9 @@ fn read(stream: &[u8]) -> Seen {
     }
 }
 
-/// Stored blocks are always a way out; there is one at least for each 24 KiB.
+/// Stored blocks are always a way out; there is one at least for each 16 KiB.
 fn bound(len: usize) -> usize {
-    len + 5 * (len / (24 << 10) + 1)
+    len + 5 * (len / (16 << 10) + 1)
 }
 
 fn encode(encoder: &mut Encoder, level: i32, data: &[u8]) -> Vec<u8> {

@@ -47,8 +47,8 @@ impl Codec {
 
     /// The level that [`Level::default`] means.
     ///
-    /// For zlib it is the fastest one whose streams are no longer than those of level 6 of the C library, which QEMU uses, in
-    /// 40 % of the time; higher ones give 1 to 2 % less. For zstd it is QEMU's.
+    /// For zlib it takes under 40 % of the time of level 6 of the C library, which QEMU uses, for streams that are a little
+    /// shorter; lower ones give longer streams than that, higher ones up to 2 % less. For zstd it is QEMU's.
     pub fn default_level(self) -> i32 {
         match self {
             Self::Zlib => 4,

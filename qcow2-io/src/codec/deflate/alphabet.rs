@@ -71,11 +71,9 @@ pub(super) fn distance_class(distance: u16) -> usize {
     let back = u32::from(distance).wrapping_sub(1) & 0xfff;
     // From the second power of two on there are two symbols for each.
     let log = (back | 2).ilog2();
-    if back < 2 {
-        back as usize
-    } else {
-        (log * 2 + (back >> (log - 1) & 1)) as usize
-    }
+    let upper = (back >> (log - 1) & 1) + log * 2;
+    // The first two have one each.
+    (upper - (u32::from(back < 2) << 1)) as usize
 }
 
 /// Bits that follow a distance's symbol.

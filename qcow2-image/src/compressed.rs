@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use qcow2_cache::sync::{Mutex, lock};
-use qcow2_format::header::CompressionType;
 use qcow2_format::{CompressedExtent, GuestOffset};
 use qcow2_io::Storage as _;
-use qcow2_io::codec::Codec;
 
+use crate::buffer::Buffer;
 use crate::{Image, ImageError};
 
 /// Clusters that are kept unpacked: a few, for readers who go through one in small steps.
@@ -23,7 +22,7 @@ struct State {
     /// Counts how often clusters were given to others, after which a place may hold something else.
     generation: u64,
     /// The most recent last.
-    clusters: Vec<(CompressedExtent, Arc<[u8]>)>,
+    clusters: Vec<(CompressedExtent, Arc<Buffer>)>,
 }
 
 impl Unpacked {
@@ -40,7 +39,7 @@ impl Unpacked {
         state.clusters.clear();
     }
 
-    fn get(&self, extent: CompressedExtent) -> (u64, Option<Arc<[u8]>>) {
+    fn get(&self, extent: CompressedExtent) -> (u64, Option<Arc<Buffer>>) {
         let mut state = lock(&self.state);
         let found = state.clusters.iter().position(|(at, _)| *at == extent);
         let cluster = found.map(|index| {
@@ -52,7 +51,7 @@ impl Unpacked {
         (state.generation, cluster)
     }
 
-    fn put(&self, generation: u64, extent: CompressedExtent, bytes: Arc<[u8]>) {
+    fn put(&self, generation: u64, extent: CompressedExtent, bytes: Arc<Buffer>) {
         let mut state = lock(&self.state);
         if state.generation != generation {
             return;
@@ -70,29 +69,35 @@ impl Image {
         &self,
         guest: u64,
         extent: CompressedExtent,
-    ) -> Result<Arc<[u8]>, ImageError> {
+    ) -> Result<Arc<Buffer>, ImageError> {
         let (generation, kept) = self.unpacked.get(extent);
         if let Some(bytes) = kept {
             return Ok(bytes);
         }
+        let mut cluster = Buffer::unfilled(self.cluster_size());
+        self.unpack_to(&mut cluster, guest, extent)?;
+        let bytes = Arc::new(cluster);
+        self.unpacked.put(generation, extent, Arc::clone(&bytes));
+        Ok(bytes)
+    }
+
+    /// Fills `cluster` with the content of the whole compressed cluster that holds `guest`.
+    pub(crate) fn unpack_to(
+        &self,
+        cluster: &mut [u8],
+        guest: u64,
+        extent: CompressedExtent,
+    ) -> Result<(), ImageError> {
         // At most two clusters, by the width of the field.
-        let mut input = vec![0; usize::try_from(extent.len_bytes).unwrap_or(0)];
+        let mut input = Buffer::unfilled(extent.len_bytes);
         self.meta
             .storage()
             .read_at(&mut input, extent.offset.get())?;
-        let mut cluster = vec![0; self.geometry.cluster_len()];
-        let codec = match self.compression {
-            CompressionType::Zlib => Codec::Zlib,
-            CompressionType::Zstd => Codec::Zstd,
-        };
-        codec
-            .decompress(&input, &mut cluster)
+        self.codec()
+            .decompress(&input, cluster)
             .map_err(|source| ImageError::Compressed {
                 guest: GuestOffset::new(guest - self.in_cluster(guest)),
                 source,
-            })?;
-        let bytes: Arc<[u8]> = cluster.into();
-        self.unpacked.put(generation, extent, Arc::clone(&bytes));
-        Ok(bytes)
+            })
     }
 }

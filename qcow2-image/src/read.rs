@@ -2,6 +2,7 @@
 
 use std::io::IoSliceMut;
 
+use qcow2_format::CompressedExtent;
 use qcow2_io::Storage as _;
 
 use crate::buffer::Buffer;
@@ -69,6 +70,9 @@ impl Image {
                         backing.read_vectored_at(&mut cut_mut(bufs, done, run), guest)?;
                     }
                 }
+                Source::Compressed(extent)
+                    if run == self.cluster_size()
+                        && self.unpack_here(bufs, done, guest, extent)? => {}
                 Source::Compressed(extent) => {
                     let cluster = self.unpack(guest, extent)?;
                     let start = usize::try_from(self.in_cluster(guest)).unwrap_or(usize::MAX);
@@ -79,6 +83,23 @@ impl Image {
             done += run;
         }
         Ok(())
+    }
+
+    /// Unpacks a whole cluster to where it belongs, if that is one buffer.
+    fn unpack_here(
+        &self,
+        bufs: &mut [IoSliceMut<'_>],
+        skip: u64,
+        guest: u64,
+        extent: CompressedExtent,
+    ) -> Result<bool, ImageError> {
+        match cut_mut(bufs, skip, self.cluster_size()).as_mut_slice() {
+            [one] if one.len() as u64 == self.cluster_size() => {
+                self.unpack_to(one, guest, extent)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// The guest's view of `len` bytes at `offset`.

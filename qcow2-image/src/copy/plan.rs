@@ -241,7 +241,9 @@ mod tests {
                     assert!(job.data.is_empty() || job.len() <= chunk);
                     for data in &job.data {
                         assert!(data.start >= at && data.end <= job.range.end);
-                        is_data[data.start as usize..data.end as usize].fill(true);
+                        let [from, to] =
+                            [data.start, data.end].map(|at| usize::try_from(at).unwrap());
+                        is_data[from..to].fill(true);
                     }
                     at = job.range.end;
                 }

@@ -233,7 +233,7 @@ impl Shape {
             preallocation = random.pick(&PREALLOCATIONS);
         }
         let mut origin = random_origin(random, &mut format, data_file, preallocation, qemu);
-        let encryption = if data_file != DataFile::Raw && random.one_in(5) {
+        let encryption = if data_file != DataFile::Raw && random.one_in(6) {
             encrypt(random, &mut origin, preallocation)
         } else {
             Encryption::None
@@ -316,7 +316,13 @@ fn encrypt(random: &mut Random, origin: &mut Origin, preallocation: Preallocatio
         Origin::Qemu(_) if preallocation != Preallocation::Off => *origin = Origin::Engine,
         Origin::Engine | Origin::Qemu(_) => {}
     }
-    random.pick(&[Encryption::Aes, Encryption::Luks])
+    // QEMU takes a second or more to make a LUKS area.
+    random.pick(&[
+        Encryption::Aes,
+        Encryption::Aes,
+        Encryption::Aes,
+        Encryption::Luks,
+    ])
 }
 
 fn random_format(random: &mut Random, scale: Scale) -> Format {

@@ -468,7 +468,7 @@ fn passphrases_come_and_go() {
 fn batches_are_encrypted() {
     let memory = in_memory(&luks(CreateOptions::new(1 << 20)));
     let image = options().open(memory.clone()).unwrap();
-    image.write_at(&[1; 65536], 0).unwrap();
+    image.write_at(&vec![1; 65536], 0).unwrap();
     let (first, second) = (noise(4096, 1), noise(700, 2));
     let mut found = vec![0; 4096];
     let mut ops = [

@@ -176,7 +176,7 @@ impl Case {
         for (number, at) in [700_usize, 90_000, 250_000].into_iter().enumerate() {
             let new = bytes(number as u64 + 50, 3000);
             image.write_at(&new, at as u64).unwrap();
-            disk[at..at + 3000].copy_from_slice(&new);
+            disk.splice(at..at + 3000, new);
         }
         image.close().unwrap();
         let mut found = damage(storage, true);

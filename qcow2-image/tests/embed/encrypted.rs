@@ -5,7 +5,7 @@ use std::sync::Arc;
 use qcow2_format::header::{CryptMethod, Version};
 use qcow2_image::create::{CreateOptions, Preallocation};
 use qcow2_image::luks::{KeyCost, LuksOptions, WorkLimit};
-use qcow2_image::{Image, ImageOptions, ResizeOptions};
+use qcow2_image::{Image, ImageOptions, ResizeOptions, SnapshotKey, SnapshotOptions};
 use qcow2_io::cipher::Secret;
 use qcow2_io::codec::Level;
 use qcow2_io::{Memory, Op, Storage, ZeroFlags};
@@ -487,4 +487,75 @@ fn batches_are_encrypted() {
     plain.0[100..800].copy_from_slice(&second);
     plain.assert_is(&guest_bytes(&image));
     assert_hidden(&memory.to_vec().unwrap(), &plain);
+}
+
+#[test]
+fn data_of_each_algorithm_is_read_by_both() {
+    if !is_available("encrypted images of each algorithm") {
+        return;
+    }
+    for (algorithm, mode, vectors, hash) in [
+        ("aes-128", "xts", "plain64", "sha1"),
+        ("aes-192", "xts", "plain", "sha224"),
+        ("aes-256", "cbc", "essiv", "sha512"),
+        ("aes-128", "ctr", "plain64", "sha384"),
+        ("aes-256", "ecb", "plain64", "ripemd160"),
+        ("serpent-256", "xts", "plain64", "sha256"),
+        ("serpent-128", "cbc", "plain64", "sha256"),
+        ("twofish-256", "xts", "plain64", "sha256"),
+        ("twofish-128", "cbc", "plain", "sha256"),
+        ("cast5-128", "cbc", "plain64", "sha256"),
+    ] {
+        let mut choices = LuksOptions::new().cost(KeyCost::Iterations(1000));
+        for (key, value) in [
+            ("cipher-alg", algorithm),
+            ("cipher-mode", mode),
+            ("ivgen-alg", vectors),
+            ("hash-alg", hash),
+        ] {
+            choices.set(key, value).unwrap();
+        }
+        let folder = Folder::new();
+        folder.create(
+            "image",
+            &CreateOptions::new(1 << 20).luks(choices, secret()),
+        );
+        let image = options().open_path(folder.path("image")).unwrap();
+        let mut plain = Plain::zeros(1 << 20);
+        plain.write(&image, 3000, &noise(300_000, 1));
+        plain.write(&image, 600_000, &noise(70_000, 2));
+        image.close().unwrap();
+        println!("{algorithm} {mode} {vectors} {hash}");
+        plain.assert_is(&by_qemu(&folder, "image"));
+        io_by_qemu(&folder, "image", &["write -P 23 1k 90k"]);
+        plain.0[1 << 10..91 << 10].fill(23);
+        let image = options().open_path(folder.path("image")).unwrap();
+        plain.assert_is(&guest_bytes(&image));
+    }
+}
+
+#[test]
+fn snapshots_stay_encrypted() {
+    for recipe in [
+        luks(CreateOptions::new(LEN as u64)),
+        aes(CreateOptions::new(LEN as u64).cluster_size(4096)),
+    ] {
+        let memory = in_memory(&recipe);
+        let image = options().open(memory.clone()).unwrap();
+        let mut plain = Plain::zeros(LEN);
+        work(&image, &mut plain, 1);
+        image.create_snapshot(&SnapshotOptions::new("s")).unwrap();
+        let before = plain.clone();
+        work(&image, &mut plain, 2);
+        plain.assert_is(&guest_bytes(&image));
+        let view = options().snapshot(SnapshotKey::any("s"));
+        before.assert_is(&guest_bytes(&view.open(memory.clone()).unwrap()));
+        image.apply_snapshot(&SnapshotKey::any("s")).unwrap();
+        before.assert_is(&guest_bytes(&image));
+        image.delete_snapshot(&SnapshotKey::any("s")).unwrap();
+        work(&image, &mut before.clone(), 3);
+        image.close().unwrap();
+        assert_hidden(&memory.to_vec().unwrap(), &before);
+        assert_sound(&memory);
+    }
 }

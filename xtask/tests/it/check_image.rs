@@ -2,6 +2,10 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use qcow2_check::Code;
+use qcow2_image::Image;
+use qcow2_image::create::CreateOptions;
+use qcow2_io::FileOptions;
+use qcow2_io::codec::Level;
 
 use crate::workbench::{CLUSTER, Workbench};
 
@@ -408,4 +412,43 @@ fn two_passes_suffice_where_nobody_writes() {
     assert_eq!(objects[0]["online"]["passes"], 2);
     assert_eq!(objects[0]["online"]["settled"], true);
     assert_eq!(objects[0]["online"]["transient"], 0);
+}
+
+#[test]
+fn compressed_data_is_decoded_when_that_is_asked_for() {
+    let bench = Workbench::new();
+    let path = bench.path("packed");
+    let file = FileOptions::new()
+        .write(true)
+        .create(true)
+        .open(&path)
+        .unwrap();
+    Image::create(&file, &CreateOptions::new(1 << 20)).unwrap();
+    let image = Image::options().open_file(file).unwrap();
+    let text = b"some words that can be packed. ".repeat(5000);
+    image
+        .write_compressed(&text[..131_072], 65536, Level::default())
+        .unwrap();
+    image.close().unwrap();
+    let answer = bench.check(["--deep", "packed"]);
+    assert_eq!(answer.code, 0, "{}", answer.stdout);
+    assert!(
+        answer
+            .stdout
+            .contains("2 pieces of compressed data were decoded")
+    );
+
+    let mut bytes = fs::read(&path).unwrap();
+    let at = |offset: usize| u64::from_be_bytes(bytes[offset..offset + 8].try_into().unwrap());
+    let index = |number: u64| usize::try_from(number).unwrap();
+    let table = index(at(index(at(40))) & 0x00ff_ffff_ffff_fe00);
+    let stream = index(at(table + 16) & ((1 << 54) - 1));
+    bytes[stream..stream + 8].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(bench.check(["packed"]).code, 0);
+    let answer = bench.check(["--deep", "packed"]);
+    assert_eq!(answer.code, 2, "{}", answer.stdout);
+    for part in ["COMPRESSED-UNDECODABLE", "guest 0x20000..0x30000"] {
+        assert!(answer.stdout.contains(part), "{}", answer.stdout);
+    }
 }

@@ -165,14 +165,8 @@ impl Allocator {
     fn check_unused(&self, first: u64, count: u64) -> Result<(), AllocError> {
         for number in first..first + count {
             let cluster = HostCluster::new(number);
-            let kinds = self.meta.overlap().kinds(cluster);
-            if number == 0 || !kinds.is_empty() {
+            if let Some(what) = self.metadata_in(cluster) {
                 let offset = HostOffset::new(number << self.geometry().cluster_bits());
-                let what = if number == 0 {
-                    Kinds::MAIN_HEADER
-                } else {
-                    kinds
-                };
                 let detail = format!("it is 0, but {what} is in cluster {cluster}");
                 return Err(self
                     .meta
@@ -181,6 +175,29 @@ impl Allocator {
             }
         }
         Ok(())
+    }
+
+    /// What is known to lie in a cluster, beside data.
+    fn metadata_in(&self, cluster: HostCluster) -> Option<Kinds> {
+        if cluster.get() == 0 {
+            return Some(Kinds::MAIN_HEADER);
+        }
+        let kinds = self.meta.overlap().kinds(cluster);
+        (!kinds.is_empty()).then_some(kinds)
+    }
+
+    /// Refuses to free what is known to be metadata, whatever its refcount says.
+    ///
+    /// # Errors
+    ///
+    /// The image is marked as corrupt then.
+    pub fn check_unowned(&self, cluster: HostCluster) -> Result<(), AllocError> {
+        let Some(what) = self.metadata_in(cluster) else {
+            return Ok(());
+        };
+        let offset = HostOffset::new(cluster.get() << self.geometry().cluster_bits());
+        let detail = format!("the cluster was to be freed, but holds {what}");
+        Err(self.meta.corrupt("a cluster", offset, detail).into())
     }
 
     fn find(
@@ -379,18 +396,7 @@ impl Allocator {
                 .into());
         };
         if lowered == 0 {
-            let cluster = HostCluster::new(number);
-            let kinds = self.meta.overlap().kinds(cluster);
-            if number == 0 || !kinds.is_empty() {
-                let offset = HostOffset::new(number << self.geometry().cluster_bits());
-                let what = if number == 0 {
-                    Kinds::MAIN_HEADER
-                } else {
-                    kinds
-                };
-                let detail = format!("the cluster was to be freed, but holds {what}");
-                return Err(self.meta.corrupt("a cluster", offset, detail).into());
-            }
+            self.check_unowned(HostCluster::new(number))?;
         }
         self.store(state, number, lowered)?;
         if lowered == 0 {

@@ -1,31 +1,16 @@
 //! Parts of requests whose bytes lie in several buffers.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 
 /// `len` bytes from `skip` on of what the buffers hold together.
 pub(crate) fn cut<'a>(bufs: &'a [IoSlice<'_>], skip: u64, len: u64) -> Vec<IoSlice<'a>> {
-    let mut parts = Vec::new();
-    let (mut skip, mut left) = (skip, len);
-    for buf in bufs {
-        if left == 0 {
-            break;
-        }
-        let have = buf.len() as u64;
-        if skip >= have {
-            skip -= have;
-            continue;
-        }
-        let take = left.min(have - skip);
-        if let Some(part) = index(skip)
-            .zip(index(skip + take))
-            .and_then(|(a, b)| buf.get(a..b))
-        {
-            parts.push(IoSlice::new(part));
-        }
-        left -= take;
-        skip = 0;
-    }
-    parts
+    let mut start = 0;
+    bufs.iter()
+        .map(|buf| (buf, part(&mut start, buf.len(), skip, len)))
+        .filter(|(_, part)| !part.is_empty())
+        .filter_map(|(buf, part)| buf.get(part).map(IoSlice::new))
+        .collect()
 }
 
 /// As [`cut`], for buffers that are to be filled.
@@ -34,28 +19,24 @@ pub(crate) fn cut_mut<'a>(
     skip: u64,
     len: u64,
 ) -> Vec<IoSliceMut<'a>> {
-    let mut parts = Vec::new();
-    let (mut skip, mut left) = (skip, len);
-    for buf in bufs {
-        if left == 0 {
-            break;
-        }
-        let have = buf.len() as u64;
-        if skip >= have {
-            skip -= have;
-            continue;
-        }
-        let take = left.min(have - skip);
-        if let Some(part) = index(skip)
-            .zip(index(skip + take))
-            .and_then(|(a, b)| buf.get_mut(a..b))
-        {
-            parts.push(IoSliceMut::new(part));
-        }
-        left -= take;
-        skip = 0;
-    }
-    parts
+    let mut start = 0;
+    bufs.iter_mut()
+        .map(|buf| {
+            let part = part(&mut start, buf.len(), skip, len);
+            (buf, part)
+        })
+        .filter(|(_, part)| !part.is_empty())
+        .filter_map(|(buf, part)| buf.get_mut(part).map(IoSliceMut::new))
+        .collect()
+}
+
+/// Which bytes of a buffer of `buf` bytes, before which others have `start`, are among the `len` from `skip` on of what all hold
+/// together. Makes `start` that of the next buffer.
+fn part(start: &mut u64, buf: usize, skip: u64, len: u64) -> Range<usize> {
+    let (first, end) = (*start, *start + buf as u64);
+    *start = end;
+    let within = |at: u64| usize::try_from(at.clamp(first, end) - first).unwrap_or(buf);
+    within(skip)..within(skip.saturating_add(len))
 }
 
 /// How many bytes the buffers hold together.
@@ -91,10 +72,6 @@ pub(crate) fn zero(bufs: &mut [IoSliceMut<'_>], skip: u64, len: u64) {
     for part in &mut cut_mut(bufs, skip, len) {
         part.fill(0);
     }
-}
-
-fn index(bytes: u64) -> Option<usize> {
-    usize::try_from(bytes).ok()
 }
 
 #[cfg(test)]

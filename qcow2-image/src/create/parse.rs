@@ -208,6 +208,8 @@ fn integer(digits: &str, radix: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use qcow2_format::header::CryptMethod;
+
     use super::*;
 
     #[test]
@@ -307,10 +309,33 @@ mod tests {
             ("extended_l2", "On"),
             ("compat", "2"),
             ("compression_type", "lz4"),
-            ("encryption", "on"),
+            ("encryption", "maybe"),
+            ("encrypt.format", "zip"),
+            ("encrypt.key-secret", "s"),
+            ("encrypt.cipher-alg", "des"),
             ("", ""),
         ] {
             assert!(options.set(key, value).is_err(), "{key}={value}");
         }
+        assert_eq!(options.encryption.method, CryptMethod::None);
+    }
+
+    #[test]
+    #[cfg(feature = "encryption")]
+    fn encryption_is_chosen_as_for_qemu() {
+        let mut options = CreateOptions::new(1);
+        options.set("encryption", "off").unwrap();
+        assert_eq!(options.encryption.method, CryptMethod::None);
+        options.set("encryption", "on").unwrap();
+        assert_eq!(options.encryption.method, CryptMethod::Aes);
+        for (key, value) in [
+            ("encrypt.format", "luks"),
+            ("encrypt.cipher-alg", "serpent-256"),
+            ("encrypt.hash-alg", "sha512"),
+            ("encrypt.iter-time", "10"),
+        ] {
+            options.set(key, value).unwrap();
+        }
+        assert_eq!(options.encryption.method, CryptMethod::Luks);
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use qcow2_alloc::{AllocError, Reason};
-use qcow2_cache::{Kinds, MetadataError};
+use qcow2_cache::Kinds;
 use qcow2_format::{Geometry, HostCluster, HostOffset, L1Entry, RefcountBlock, set_refcount};
 use qcow2_io::Storage as _;
 
@@ -175,7 +175,9 @@ impl Image {
             }
             return Ok(());
         };
-        self.check_freed(&freed)?;
+        for number in freed.iter().cloned().flatten() {
+            alloc.check_unowned(HostCluster::new(number))?;
+        }
         if alloc.passes(reason) {
             let bits = geometry.cluster_bits();
             for run in &freed {
@@ -189,20 +191,6 @@ impl Image {
         self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
         for run in freed {
             alloc.freed(HostCluster::new(run.start), run.end - run.start);
-        }
-        Ok(())
-    }
-
-    /// What is known as metadata is not freed, whatever its refcount.
-    fn check_freed(&self, freed: &[Range<u64>]) -> Result<(), ImageError> {
-        for number in freed.iter().cloned().flatten() {
-            let kinds = self.meta.overlap().kinds(HostCluster::new(number));
-            if !kinds.is_empty() {
-                let offset = HostOffset::new(number << self.geometry.cluster_bits());
-                let detail = format!("the cluster was to be freed, but holds {kinds}");
-                let error: MetadataError = self.meta.corrupt("a cluster", offset, detail);
-                return Err(error.into());
-            }
         }
         Ok(())
     }

@@ -44,6 +44,7 @@ mod write;
 mod zero;
 
 pub use cache::CacheOptions;
+pub use copy::Monitor;
 pub use error::ImageError;
 pub use image::Image;
 pub use options::ImageOptions;

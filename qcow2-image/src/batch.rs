@@ -1,5 +1,6 @@
 //! Batches: everything is looked up first, then the storage gets all of it at once.
 
+use std::io::IoSlice;
 use std::mem;
 
 use qcow2_io::{Op, Request, Storage as _};
@@ -9,7 +10,7 @@ use crate::mapping::Source;
 
 impl Image {
     /// Runs a batch. Reads and writes that are one piece of data in place go to the storage as one batch; the others go one by
-    /// one.
+    /// one, but writes that continue each other go as one: the clusters that they fill together need no copy of what was there.
     pub(crate) fn run_batch(&self, ops: &mut [Op<'_>]) {
         {
             let _pass = self.gate.enter();
@@ -22,9 +23,54 @@ impl Image {
                 self.meta.data().submit(simple);
             }
         }
-        for op in ops.iter_mut().filter(|op| op.result().is_none()) {
-            op.run(self);
+        let mut left = ops;
+        while !left.is_empty() {
+            let neighbours = self.write_neighbours(left);
+            let (now, later) = left.split_at_mut(neighbours.max(1));
+            for op in now.iter_mut().filter(|op| op.result().is_none()) {
+                op.run(self);
+            }
+            left = later;
         }
+    }
+
+    /// Makes one write of all writes in front that continue each other, and tells how many they are. If it fails none of
+    /// them gets a result: they are to be made one by one, for each may have another.
+    fn write_neighbours(&self, ops: &mut [Op<'_>]) -> usize {
+        let mut bufs: Vec<IoSlice<'_>> = Vec::new();
+        let (mut start, mut end) = (None, 0_u64);
+        let mut count = 0;
+        for op in ops.iter().take_while(|op| op.result().is_none()) {
+            let (offset, len) = match op.request() {
+                Request::Write { buf, offset } => (*offset, buf.len() as u64),
+                Request::WriteVectored { bufs, offset } => {
+                    (*offset, bufs.iter().map(|buf| buf.len() as u64).sum())
+                }
+                _ => break,
+            };
+            let Some(next) = offset.checked_add(len) else {
+                break;
+            };
+            if start.is_some() && offset != end {
+                break;
+            }
+            match op.request() {
+                Request::Write { buf, .. } => bufs.push(IoSlice::new(buf)),
+                Request::WriteVectored { bufs: more, .. } => bufs.extend_from_slice(more),
+                _ => break,
+            }
+            start.get_or_insert(offset);
+            end = next;
+            count += 1;
+        }
+        let start = start.unwrap_or(end);
+        if count > 1 && self.write(&bufs, start, end - start).is_ok() {
+            drop(bufs);
+            for op in ops.iter_mut().take(count) {
+                op.complete(Ok(()));
+            }
+        }
+        count
     }
 
     /// Where the bytes of a transfer lie that is one piece of data, for a write: in place.
@@ -227,6 +273,67 @@ mod tests {
         let mut new = [0; 512];
         image.read_at(&mut new, 1 << 19).unwrap();
         assert_eq!(new, [5; 512]);
+    }
+
+    #[test]
+    fn writes_that_continue_each_other_fill_clusters_without_a_look_at_what_was_there() {
+        let storage = Arc::new(Memory::default());
+        let backing = Arc::new(qcow2_io::Faulty::new(Arc::new(Memory::from(vec![
+            9;
+            1 << 20
+        ]))));
+        let options = CreateOptions::new(1 << 20).backing_file("below", "raw");
+        Image::create(&*storage, &options).unwrap();
+        let image = Image::options()
+            .backing(Arc::<qcow2_io::Faulty<_>>::clone(&backing))
+            .open(storage)
+            .unwrap();
+        // Whoever reads it fails.
+        backing.add(qcow2_io::Fault::on(qcow2_io::Operation::Read).forever());
+        let parts: Vec<[u8; 4096]> = (0..32).map(|number| [number; 4096]).collect();
+        let (odd, even) = parts[5].split_at(100);
+        let mut ops: Vec<_> = (0..)
+            .zip(&parts)
+            .map(|(number, part)| match number {
+                5 => Op::new(Request::WriteVectored {
+                    bufs: vec![IoSlice::new(odd), IoSlice::new(even)],
+                    offset: 5 << 12,
+                }),
+                _ => Op::write(part, number << 12),
+            })
+            .collect();
+        image.submit(&mut ops);
+        for op in &mut ops {
+            op.take_result().unwrap().unwrap();
+        }
+        let mut found = vec![0; 32 << 12];
+        image.read_at(&mut found, 0).unwrap();
+        assert_eq!(found, parts.concat());
+    }
+
+    #[test]
+    fn of_neighbours_only_the_one_at_fault_fails() {
+        let storage = Arc::new(Memory::default());
+        Image::create(&*storage, &CreateOptions::new(1 << 16)).unwrap();
+        let image = Image::options().open(storage).unwrap();
+        let mut ops = [
+            Op::write(&[1; 512], (1 << 16) - 1024),
+            Op::write(&[2; 512], (1 << 16) - 512),
+            Op::write(&[3; 512], 1 << 16),
+            Op::write(&[4; 512], 512),
+            Op::write(&[5; 512], 1024),
+        ];
+        image.submit(&mut ops);
+        let results = ops.each_mut().map(|op| op.take_result().unwrap().is_ok());
+        assert_eq!(results, [true, true, false, true, true]);
+        let mut found = vec![0; 1 << 16];
+        image.read_at(&mut found, 0).unwrap();
+        let mut expected = vec![0; 1 << 16];
+        expected[512..1024].fill(4);
+        expected[1024..1536].fill(5);
+        expected[(1 << 16) - 1024..(1 << 16) - 512].fill(1);
+        expected[(1 << 16) - 512..].fill(2);
+        assert!(found == expected);
     }
 
     /// Panics when it gets a batch.

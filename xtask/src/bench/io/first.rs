@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use qcow2_image::Image;
 use qcow2_image::create::CreateOptions;
-use qcow2_io::{File, Storage};
+use qcow2_io::{File, Op, Storage};
 
 use super::Setting;
 use super::clock::{Clock, Stopwatch};
@@ -31,6 +31,8 @@ pub(super) struct First {
     over_backing: bool,
     /// Threads of ours.
     threads: u32,
+    /// Ours come in batches as deep as QEMU's queue.
+    batches: bool,
 }
 
 impl First {
@@ -44,6 +46,14 @@ impl First {
         self.bench.step = self.bench.size as u64;
         self.bench.count = COUNT * 4;
         self
+    }
+
+    /// Ours come in batches, as many at a time as QEMU has in flight.
+    pub(super) const fn in_batches(self) -> Self {
+        Self {
+            batches: true,
+            ..self
+        }
     }
 
     /// QEMU, too, makes one request after the other.
@@ -68,6 +78,7 @@ const fn first(size: usize, over_backing: bool) -> First {
         },
         over_backing,
         threads: 1,
+        batches: false,
     }
 }
 
@@ -132,7 +143,11 @@ impl Files {
         }
         let image = options.open_path(&self.image)?;
         let watch = Stopwatch::start();
-        self.write_to(&image)?;
+        if self.first.batches {
+            self.submit_to(&image)?;
+        } else {
+            self.write_to(&image)?;
+        }
         image.flush()?;
         let rate = watch.rate(clock, self.first.bench.count);
         self.ensure_written(&image)?;
@@ -195,6 +210,20 @@ impl Files {
             .skip(usize::try_from(part)?);
         for offset in offsets.step_by(usize::try_from(self.first.threads)?) {
             disk.write(bytes, offset)?;
+        }
+        Ok(())
+    }
+
+    fn submit_to(&self, image: &Image) -> Result<()> {
+        let mut buffer = Buffer::new(self.first.bench.size);
+        let bytes: &[u8] = buffer.bytes();
+        let offsets: Vec<u64> = self.first.bench.offsets(self.len()).collect();
+        for offsets in offsets.chunks(usize::try_from(DEPTH)?) {
+            let mut ops: Vec<_> = offsets.iter().map(|at| Op::write(bytes, *at)).collect();
+            image.submit(&mut ops);
+            for op in &mut ops {
+                op.take_result().context("a write has no result")??;
+            }
         }
         Ok(())
     }

@@ -70,7 +70,7 @@ const CALLS: &str = "plain calls";
 const THIRD: f64 = 0.333;
 
 /// All rows, in the order in which they run.
-pub(super) const ROWS: [Row; 27] = [
+pub(super) const ROWS: [Row; 28] = [
     Row {
         name: "read-4k",
         what: "random reads of 4 KiB",
@@ -183,7 +183,17 @@ pub(super) const ROWS: [Row; 27] = [
     Row {
         name: "cow-4k-in-order",
         what: "writes of 4 KiB one after the other over a full backing file",
+        goal: Goal::None,
         measure: |setting| first::beside_qemu(setting, first::OVER_BACKING.in_order()),
+        ..beside_qemu(3.0, 2304 * MIB)
+    },
+    Row {
+        name: "cow-4k-batches",
+        what: "the same in batches of 64, as many as QEMU has in flight",
+        measure: |setting| {
+            let batches = first::OVER_BACKING.in_order().in_batches();
+            first::beside_qemu(setting, batches)
+        },
         ..beside_qemu(3.0, 2304 * MIB)
     },
     Row {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,11 @@ use qcow2_cache::sync::{Mutex, lock};
 use qcow2_format::header::CompressionType;
 use qcow2_format::{EntryRules, Geometry, GuestOffset, Header};
 use qcow2_io::{
-    Extent, Limits, MAX_LEN, Op, Operation, Result as StorageResult, Storage, StorageError,
-    StorageErrorKind, ZeroFlags,
+    Extent, FileIdentity, Limits, MAX_LEN, Op, Operation, Result as StorageResult, Storage,
+    StorageError, StorageErrorKind, ZeroFlags,
 };
 
+use crate::chain::Below;
 use crate::compressed::Unpacked;
 use crate::create::{CreateError, CreateOptions, write_image};
 use crate::crypt::Crypt;
@@ -60,6 +62,14 @@ pub struct Image {
     pub(crate) alloc: Option<Allocator>,
     pub(crate) l1: L1Table,
     pub(crate) backing: Option<Arc<dyn Storage>>,
+    /// What else is known of the backing file.
+    pub(crate) below: Option<Below>,
+    /// The name that it was opened by.
+    pub(crate) path: Option<PathBuf>,
+    /// The name that the external data file was opened by.
+    pub(crate) data_path: Option<PathBuf>,
+    /// Which file it is, if it is one.
+    pub(crate) identity: Option<FileIdentity>,
     pub(crate) gate: Gate,
     /// By guest cluster: who may change its mapping.
     pub(crate) stripes: Stripes,

@@ -9,6 +9,7 @@ mod backing;
 mod batch;
 mod buffer;
 mod cache;
+pub mod chain;
 mod compress;
 mod compressed;
 pub mod copy;

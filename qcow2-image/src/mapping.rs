@@ -318,7 +318,7 @@ impl Image {
     }
 
     /// How many of the next `len` bytes have no L2 table.
-    fn unmapped(&self, guest: u64, len: u64) -> u64 {
+    pub(crate) fn unmapped(&self, guest: u64, len: u64) -> u64 {
         let coverage = self.geometry.l2_coverage();
         let mut end = guest;
         while end < guest + len && self.l1.get(self.l1_index(end)).l2_table().get() == 0 {

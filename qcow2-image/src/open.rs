@@ -19,6 +19,7 @@ use qcow2_io::cipher::SectorCipher;
 use qcow2_io::{File, FileIdentity, FileOptions, MAX_LEN, Storage};
 
 use crate::cache::CacheSizes;
+use crate::chain::Lower;
 use crate::compressed::Unpacked;
 use crate::crypt::Crypt;
 use crate::gate::Gate;
@@ -120,8 +121,10 @@ impl Image {
         drop(bytes);
 
         let path = options.path.clone();
-        let data = open_data_file(options, &header, &context)?;
-        let backing = open_backing(options, &header, context, path.as_deref())?;
+        let identity = context.seen.last().copied();
+        let (data, data_path) = open_data_file(options, &header, &context)?.unzip();
+        let lower = open_backing(options, &header, context, path.as_deref())?;
+        let (backing, below) = lower.map(Lower::into_parts).unzip();
 
         // It may take seconds.
         let crypt = unlock(&*storage, &header, options)?;
@@ -161,6 +164,10 @@ impl Image {
             alloc,
             l1,
             backing,
+            below,
+            path,
+            data_path: data_path.flatten(),
+            identity,
             gate: Gate::new(),
             stripes: Stripes::new(),
             tables: Stripes::new(),
@@ -314,11 +321,14 @@ fn unlock(
     }
 }
 
+/// The external data file, and its path if it was opened by name.
+type DataFile = (Arc<dyn Storage>, Option<PathBuf>);
+
 fn open_data_file(
     options: &ImageOptions,
     header: &Header,
     context: &Context,
-) -> Result<Option<Arc<dyn Storage>>, ImageError> {
+) -> Result<Option<DataFile>, ImageError> {
     const WHAT: &str = "data file";
     if !header.incompatible.external_data() {
         return match options.data_file {
@@ -327,7 +337,7 @@ fn open_data_file(
         };
     }
     if let Some(storage) = &options.data_file {
-        return Ok(Some(Arc::clone(storage)));
+        return Ok(Some((Arc::clone(storage), None)));
     }
     let name = header.data_file_name().ok_or(ImageError::NoDataFile)?;
     let image = options.path.clone().unwrap_or_default();
@@ -336,29 +346,43 @@ fn open_data_file(
         .data_file(&image, name)
         .map_err(|source| ImageError::Reference { what: WHAT, source })?;
     let file = context.open(WHAT, &found, &FileOptions::new().write(!options.read_only))?;
-    Ok(Some(Arc::new(file)))
+    Ok(Some((Arc::new(file), Some(found.path))))
 }
 
 fn open_backing(
     options: &ImageOptions,
     header: &Header,
-    mut context: Context,
+    context: Context,
     path: Option<&Path>,
-) -> Result<Option<Arc<dyn Storage>>, ImageError> {
-    const WHAT: &str = "backing file";
+) -> Result<Option<Lower>, ImageError> {
     let name = match (&options.backing, &header.backing_name) {
-        (Backing::Given(storage), _) => return Ok(Some(Arc::clone(storage))),
+        (Backing::Given(storage), _) => return Ok(Some(Lower::Storage(Arc::clone(storage)))),
+        (Backing::Image(image), _) => return Ok(Some(Lower::Image(Arc::clone(image)))),
         (Backing::None, _) | (_, None) => return Ok(None),
         (Backing::Named, Some(name)) => name,
     };
+    let path = path.unwrap_or(Path::new(""));
+    open_named(options, name, header.backing_format(), context, path).map(Some)
+}
+
+/// Opens the backing file that an image at `path`, opened with `options`, names.
+pub(crate) fn open_named(
+    options: &ImageOptions,
+    name: &[u8],
+    format: Option<&[u8]>,
+    mut context: Context,
+    path: &Path,
+) -> Result<Lower, ImageError> {
+    const WHAT: &str = "backing file";
     let found = context
         .resolver
-        .backing_file(path.unwrap_or(Path::new("")), name)
+        .backing_file(path, name)
         .map_err(|source| ImageError::Reference { what: WHAT, source })?;
     let wrap = |error| referenced(WHAT, found.path.clone(), error);
-    let file = context.open(WHAT, &found, &FileOptions::new())?;
+    let writable = options.writable_layer == Some(1);
+    let file = context.open(WHAT, &found, &FileOptions::new().write(writable))?;
     context = context.below(&file)?;
-    let is_qcow2 = match header.backing_format() {
+    let is_qcow2 = match format {
         Some(b"raw") => false,
         Some(b"qcow2") => true,
         Some(other) => {
@@ -372,20 +396,31 @@ fn open_backing(
             let mut magic = [0; 4];
             file.read_at(&mut magic, 0)
                 .map_err(|error| wrap(error.into()))?;
-            magic == raw::Header::MAGIC
+            let is_qcow2 = magic == raw::Header::MAGIC;
+            if writable && !is_qcow2 {
+                return Err(wrap(ImageError::Unsupported {
+                    what: "a raw disk whose format is not recorded is not written to: what is written could make it pass for an image",
+                }));
+            }
+            is_qcow2
         }
     };
     if !is_qcow2 {
-        return Ok(Some(Arc::new(file)));
+        return Ok(Lower::File(Arc::new(file)));
     }
     let below = ImageOptions {
         path: Some(found.path.clone()),
         #[cfg(feature = "encryption")]
         secrets: options.secrets.below(),
-        ..ImageOptions::default().read_only(true).cache(options.cache)
+        writable_layer: options
+            .writable_layer
+            .and_then(|depth| depth.checked_sub(1)),
+        ..ImageOptions::default()
+            .read_only(!writable)
+            .cache(options.cache)
     };
     let image = Image::open_in(&below, Arc::new(file), context).map_err(wrap)?;
-    Ok(Some(Arc::new(image)))
+    Ok(Lower::Image(Arc::new(image)))
 }
 
 fn referenced(what: &'static str, path: PathBuf, source: ImageError) -> ImageError {

@@ -29,6 +29,8 @@ pub struct ImageOptions {
     pub(crate) references: References,
     pub(crate) path: Option<PathBuf>,
     pub(crate) backing: Backing,
+    /// Which layer of the chain below is opened for writing; 1 is the backing file.
+    pub(crate) writable_layer: Option<usize>,
     pub(crate) data_file: Option<Arc<dyn Storage>>,
     pub(crate) lazy_refcounts: Option<bool>,
     pub(crate) overlap_checks: OverlapChecks,
@@ -48,6 +50,8 @@ pub(crate) enum Backing {
     Named,
     /// From this.
     Given(Arc<dyn Storage>),
+    /// From this, which is known to be an image.
+    Image(Arc<Image>),
     /// From nowhere: it reads as zeros.
     None,
 }
@@ -82,6 +86,7 @@ impl Default for ImageOptions {
             references: References::Deny,
             path: None,
             backing: Backing::Named,
+            writable_layer: None,
             data_file: None,
             lazy_refcounts: None,
             overlap_checks: OverlapChecks::default(),
@@ -125,6 +130,21 @@ impl ImageOptions {
     /// Uses this storage, the guest's view of a disk, instead of the backing file that the image names.
     pub fn backing(mut self, storage: Arc<dyn Storage>) -> Self {
         self.backing = Backing::Given(storage);
+        self
+    }
+
+    /// As [`backing`](Self::backing), for an image: its [layers](Image::chain) are known then, and it can be
+    /// committed to if it is open for writing.
+    pub fn backing_image(mut self, image: Arc<Image>) -> Self {
+        self.backing = Backing::Image(image);
+        self
+    }
+
+    /// Opens a layer of the chain below for writing, so that it can be committed to: 1 is the backing
+    /// file, 2 the backing file of that, and so on. No other program may have it open then. Without effect on layers that are given
+    /// and not named.
+    pub fn writable_layer(mut self, depth: usize) -> Self {
+        self.writable_layer = Some(depth);
         self
     }
 

@@ -99,6 +99,20 @@ pub enum ImageError {
         /// Id or name, what is not printable escaped.
         key: String,
     },
+    /// The image has no such bitmap.
+    #[error("there is no bitmap '{name}'")]
+    NoBitmap {
+        /// Its name, what is not printable escaped.
+        name: String,
+    },
+    /// The bitmap can't be used for this.
+    #[error("the bitmap '{name}' can't be used: {why}")]
+    BitmapUnusable {
+        /// Its name, what is not printable escaped.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// The snapshot table can't be used.
     #[error("the snapshot table is refused")]
     Snapshots(#[from] SnapshotError),

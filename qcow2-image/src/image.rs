@@ -18,6 +18,7 @@ use qcow2_io::{
     StorageError, StorageErrorKind, ZeroFlags,
 };
 
+use crate::bitmap::Bitmaps;
 use crate::chain::Below;
 use crate::compressed::Unpacked;
 use crate::create::{CreateError, CreateOptions, write_image};
@@ -79,6 +80,7 @@ pub struct Image {
     /// `None` if guest data is in clear text.
     pub(crate) crypt: Option<Crypt>,
     pub(crate) packer: Packer,
+    pub(crate) bitmaps: Bitmaps,
     /// The file may end within a sector.
     pub(crate) ends_in_sector: AtomicBool,
     pub(crate) discard: bool,

@@ -7,6 +7,7 @@ struct Readme;
 
 mod backing;
 mod batch;
+mod bitmap;
 mod buffer;
 mod cache;
 pub mod chain;
@@ -44,6 +45,7 @@ pub mod testing;
 mod write;
 mod zero;
 
+pub use bitmap::{BitmapInfo, BitmapState, DirtyRanges};
 pub use cache::CacheOptions;
 pub use copy::Monitor;
 pub use error::ImageError;

@@ -18,6 +18,7 @@ use qcow2_format::{Header, HostOffset};
 use qcow2_io::cipher::SectorCipher;
 use qcow2_io::{File, FileIdentity, FileOptions, MAX_LEN, Storage};
 
+use crate::bitmap::Bitmaps;
 use crate::cache::CacheSizes;
 use crate::chain::Lower;
 use crate::compressed::Unpacked;
@@ -174,6 +175,7 @@ impl Image {
             unpacked: Unpacked::new(),
             crypt,
             packer: Packer::default(),
+            bitmaps: Bitmaps::new(),
             ends_in_sector: AtomicBool::new(false),
             discard: options.discard,
             discard_no_unref: options.discard_no_unref,

@@ -8,6 +8,8 @@
 /// Programs beside plain bytes, in memory.
 mod alone;
 
+/// Persistent bitmaps.
+mod bitmaps;
 /// Programs beside QEMU: what one writes the other reads.
 mod qemu;
 /// Snapshot operations that are cut short.

@@ -7,7 +7,7 @@ use qcow2_image::testing::{
 };
 
 /// Whether the tools are there. If not, says so; where they are required, fails.
-fn is_available(what: &str) -> bool {
+pub(crate) fn is_available(what: &str) -> bool {
     if qemu::is_available() {
         return true;
     }

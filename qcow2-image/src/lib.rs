@@ -42,6 +42,7 @@ mod snapshot;
 mod stripes;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
+mod threads;
 mod write;
 mod zero;
 

@@ -40,13 +40,12 @@ mod target;
 mod worker;
 mod zeros;
 
-use std::thread;
-
 use qcow2_io::Storage;
 
 use self::order::Order;
 use self::run::Run;
 use self::target::Place;
+use crate::threads::on_threads;
 
 pub use error::CopyError;
 pub use options::{CopyOptions, Monitor};
@@ -106,18 +105,4 @@ pub fn copy<'a>(
         }
     }
     run.finish()
-}
-
-/// Runs `work` on so many threads, the caller's among them, and waits for all.
-fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
-    thread::scope(|scope| {
-        for _ in 1..threads {
-            let thread = thread::Builder::new().name("qcow2-copy".to_owned());
-            // With fewer threads it takes longer.
-            if thread.spawn_scoped(scope, work).is_err() {
-                break;
-            }
-        }
-        work();
-    });
 }

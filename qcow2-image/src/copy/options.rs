@@ -1,12 +1,11 @@
 //! How to copy.
 
 use std::fmt;
-use std::num::NonZero;
-use std::thread;
 
 use qcow2_io::codec::Level;
 
 use super::CopyError;
+use crate::threads;
 
 /// What one thread works on at a time, unless something else is asked for; bytes.
 const CHUNK: u64 = 1 << 20;
@@ -16,8 +15,6 @@ const CHUNK_MAX: u64 = 64 << 20;
 const SPARSE: u64 = 4096;
 /// The smallest such piece.
 const SPARSE_MIN: u64 = 512;
-/// More threads than that are of no use to anyone.
-const THREADS_MAX: usize = 256;
 
 /// Watches a copy, and may end it. Called from any of its threads.
 pub trait Monitor: Sync {
@@ -117,10 +114,9 @@ impl<'a> CopyOptions<'a> {
 
     pub(super) fn thread_count(&self) -> usize {
         match self.threads {
-            0 => thread::available_parallelism().map_or(1, NonZero::get),
-            threads => threads,
+            0 => threads::available(),
+            threads => threads.min(threads::MAX),
         }
-        .min(THREADS_MAX)
     }
 
     /// The size of a piece of work, in whole units.

@@ -3,19 +3,37 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use qcow2_format::{Geometry, HostCluster};
+use qcow2_format::Geometry;
 
 /// Clusters that are counted at once; each takes 4 bytes if it is in use.
 pub(super) const WINDOW: u64 = 1 << 24;
+
+/// Stretches that are noted one by one; a block with more of them has a count for each cluster.
+const RUNS_MAX: usize = 128;
 
 /// How often each cluster of a window is referred to, by refcount block.
 pub(super) struct Counts {
     block_bits: u32,
     window: Range<u64>,
-    blocks: BTreeMap<u64, Box<[u32]>>,
+    blocks: BTreeMap<u64, Block>,
     /// There are references behind the window.
     more: bool,
-    full: Option<HostCluster>,
+}
+
+/// The references to the clusters of one refcount block. Sums stop at `u32::MAX`.
+pub(super) enum Block {
+    /// By stretches, which may overlap.
+    Runs(Vec<Run>),
+    /// By cluster.
+    Each(Box<[u32]>),
+}
+
+/// Clusters side by side, each with so many references; the first by its place in the block.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    first: u32,
+    len: u32,
+    times: u32,
 }
 
 impl Counts {
@@ -25,18 +43,12 @@ impl Counts {
             window,
             blocks: BTreeMap::new(),
             more: false,
-            full: None,
         }
     }
 
     /// Whether a reference lies behind the window.
     pub(super) fn has_more(&self) -> bool {
         self.more
-    }
-
-    /// A cluster with more references than can be counted.
-    pub(super) fn full(&self) -> Option<HostCluster> {
-        self.full
     }
 
     /// Counts `times` references to each of `len` clusters.
@@ -49,26 +61,72 @@ impl Counts {
             let block = at >> self.block_bits;
             let start = block << self.block_bits;
             let stop = end.min(start + (1 << self.block_bits));
-            let counts = self
-                .blocks
+            let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+            let run = Run {
+                first: small(at - start),
+                len: small(stop - at),
+                times,
+            };
+            self.blocks
                 .entry(block)
-                .or_insert_with(|| vec![0; 1 << self.block_bits].into());
-            let part = counts.get_mut(index(at - start)..index(stop - start));
-            for (number, count) in part.unwrap_or_default().iter_mut().enumerate() {
-                match count.checked_add(times) {
-                    Some(sum) => *count = sum,
-                    None => self.full = Some(HostCluster::new(at + number as u64)),
-                }
-            }
+                .or_insert_with(|| Block::Runs(Vec::new()))
+                .add(run, 1 << self.block_bits);
             at = stop;
         }
     }
 
     /// The counts of each refcount block that has any.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (u64, &[u32])> {
-        self.blocks
-            .iter()
-            .map(|(block, counts)| (*block, &**counts))
+    pub(super) fn blocks(&self) -> Vec<(u64, &Block)> {
+        let blocks = self.blocks.iter();
+        blocks.map(|(number, block)| (*number, block)).collect()
+    }
+}
+
+impl Block {
+    fn add(&mut self, run: Run, clusters: usize) {
+        let runs = match self {
+            Self::Each(counts) => return run.add_to(counts),
+            Self::Runs(runs) => runs,
+        };
+        if let Some(last) = runs.last_mut()
+            && last.times == run.times
+            && last.first + last.len == run.first
+        {
+            last.len += run.len;
+            return;
+        }
+        runs.push(run);
+        if runs.len() > RUNS_MAX {
+            let mut counts = vec![0; clusters].into_boxed_slice();
+            for run in runs.iter() {
+                run.add_to(&mut counts);
+            }
+            *self = Self::Each(counts);
+        }
+    }
+
+    /// The count of each cluster; `room` has as many as the block.
+    pub(super) fn spread<'a>(&'a self, room: &'a mut [u32]) -> &'a [u32] {
+        match self {
+            Self::Each(counts) => counts,
+            Self::Runs(runs) => {
+                room.fill(0);
+                for run in runs {
+                    run.add_to(room);
+                }
+                room
+            }
+        }
+    }
+}
+
+impl Run {
+    fn add_to(&self, counts: &mut [u32]) {
+        let (first, len) = (index(self.first.into()), index(self.len.into()));
+        let part = counts.get_mut(first..first.saturating_add(len));
+        for count in part.unwrap_or_default() {
+            *count = count.saturating_add(self.times);
+        }
     }
 }
 
@@ -109,6 +167,22 @@ impl Set {
             .is_some_and(|word| word >> (cluster & 63) & 1 != 0)
     }
 
+    /// How many of the `len` clusters from `first` on are in it.
+    pub(super) fn count(&self, first: u64, len: u64) -> u64 {
+        let end = first.saturating_add(len);
+        let mut at = first;
+        let mut sum = 0;
+        while at < end {
+            let stop = (((at >> 6) + 1) << 6).min(end);
+            let page = self.pages.get(&(at >> 12));
+            let word = page.and_then(|page| page.get(index(at >> 6 & 63)));
+            let mask = u64::MAX >> (64 - (stop - at)) << (at & 63);
+            sum += u64::from((word.unwrap_or(&0) & mask).count_ones());
+            at = stop;
+        }
+        sum
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
@@ -135,9 +209,13 @@ mod tests {
         counts.add(700, 1, 1);
         let all: Vec<(u64, u32)> = counts
             .blocks()
+            .iter()
             .flat_map(|(block, counts)| {
-                let numbered = counts.iter().enumerate();
-                numbered.map(move |(number, count)| (block * 256 + number as u64, *count))
+                let mut room = [7; 256];
+                let numbered = (block * 256..).zip(counts.spread(&mut room));
+                numbered
+                    .map(|(number, count)| (number, *count))
+                    .collect::<Vec<_>>()
             })
             .filter(|(_, count)| *count > 0)
             .collect();
@@ -145,6 +223,24 @@ mod tests {
         expected.extend([(255, 3), (256, 3)]);
         expected.extend((590..600).map(|cluster| (cluster, 1)));
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn many_stretches_are_counted_by_cluster() {
+        let geometry = Geometry::new(9, 4, false).unwrap();
+        let mut counts = Counts::new(geometry, 0..256);
+        for number in 0..256 {
+            counts.add(number, 1, u32::try_from(number).unwrap());
+        }
+        counts.add(3, 2, u32::MAX - 3);
+        let [(0, block)] = counts.blocks()[..] else {
+            panic!("one block");
+        };
+        assert!(matches!(block, Block::Each(_)));
+        let mut room = [0; 256];
+        let mut expected: Vec<u32> = (0..256).collect();
+        expected[3..5].fill(u32::MAX);
+        assert_eq!(block.spread(&mut room), expected);
     }
 
     #[test]
@@ -162,5 +258,9 @@ mod tests {
         let found = [0, 1, 2, 3].map(|bit| set.contains(8192 + 64 + bit));
         assert_eq!(found, [true, false, true, false]);
         assert!(!set.contains(1 << 20));
+        assert_eq!(set.count(0, 4097), 5);
+        assert_eq!(set.count(63, 2), 2);
+        assert_eq!(set.count(64, 4031), 1);
+        assert_eq!(set.count(8192 + 65, 2), 1);
     }
 }

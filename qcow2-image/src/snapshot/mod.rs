@@ -20,6 +20,7 @@ use qcow2_format::{HostOffset, L1Entry, Snapshot};
 
 use self::counts::Set;
 use self::rework::Change;
+use self::tree::Flags;
 use crate::{Image, ImageError};
 
 /// Bytes of an id, at most: what QEMU shows.
@@ -160,9 +161,7 @@ impl Image {
         let id = new.id.clone();
         let l1 = self.active_l1();
         self.rework(|| {
-            let own = &mut Set::default();
-            let counted = &mut None;
-            self.change_references(&l1, 0..0, Change::Test, own, counted)?;
+            self.check_room(&l1)?;
             let copy = self.place_l1(&l1)?;
             new.l1_table_offset = copy
                 .as_ref()
@@ -170,10 +169,11 @@ impl Image {
             snapshots.push(new);
             let table = self.place_table(&snapshots)?;
             // An entry without the flag is harmless whatever its refcount; one with it is not.
-            self.flag_tables(&l1, None)?;
+            let counted = self.count_window(&l1, 0..0, 0, Flags::Clear)?;
             self.flag_l1(None)?;
             self.meta.flush()?;
-            self.change_references(&l1, 0..0, Change::Add, own, counted)?;
+            let own = &mut Set::default();
+            self.change_references(&l1, 0..0, Change::Add, own, Some(counted))?;
             self.switch_table(&snapshots, table)?;
             if let Some(copy) = copy {
                 let added = self.chart_tree(copy.offset(), &l1);
@@ -205,7 +205,7 @@ impl Image {
             let mut own = Set::default();
             let change = Change::Remove(Reason::Snapshot);
             let clusters = self.l1_clusters(&old);
-            self.change_references(&l1, clusters, change, &mut own, &mut None)?;
+            self.change_references(&l1, clusters, change, &mut own, None)?;
             // First the refcount, then the flag that says it is 1.
             self.meta.flush()?;
             self.flag_own(&own)
@@ -249,19 +249,19 @@ impl Image {
             .map(|entry| L1Entry::new(entry.l2_table(), false))
             .collect();
         self.rework(|| {
-            let own = &mut Set::default();
-            let counted = &mut None;
-            self.change_references(&new, 0..0, Change::Test, own, counted)?;
+            // Of what both have, nothing changes.
+            let (gone, come) = differing(&old, &new);
+            self.check_room(&come)?;
             let place = self.place_l1(&shared)?;
             self.meta.flush()?;
-            self.flag_tables(&new, None)?;
-            self.change_references(&new, 0..0, Change::Add, own, counted)?;
-            self.switch_l1(&old, &shared, place, size)?;
-            let mut own = Set::default();
-            let change = Change::Remove(Reason::Snapshot);
-            self.change_references(&old, 0..0, change, &mut own, &mut None)?;
+            let counted = self.count_window(&come, 0..0, 0, Flags::Clear)?;
             self.meta.flush()?;
-            self.flag_own(&own)
+            let own = &mut Set::default();
+            self.change_references(&come, 0..0, Change::Add, own, Some(counted))?;
+            self.switch_l1(&old, &shared, place, size)?;
+            // All that the disk has now is the snapshot's as well, so no flag is to be set.
+            let change = Change::Remove(Reason::Snapshot);
+            self.change_references(&gone, 0..0, change, own, None)
         })
     }
 
@@ -279,7 +279,7 @@ impl Image {
         if own.is_empty() {
             return Ok(());
         }
-        self.flag_tables(&self.active_l1(), Some(own))?;
+        self.walk(&self.active_l1(), None, Flags::Set(own))?;
         self.flag_l1(Some(own))
     }
 
@@ -364,6 +364,29 @@ impl Image {
             }
         }
     }
+}
+
+/// The entries with tables that only the one L1 table leads to, and those with tables that only the other leads to.
+fn differing(one: &[L1Entry], other: &[L1Entry]) -> (Vec<L1Entry>, Vec<L1Entry>) {
+    let sorted = |l1: &[L1Entry]| {
+        let mut tables: Vec<HostOffset> = l1.iter().map(|entry| entry.l2_table()).collect();
+        tables.retain(|table| table.get() != 0);
+        tables.sort_unstable();
+        tables
+    };
+    // Both may lead to a table more than once.
+    let mut others = sorted(other).into_iter().peekable();
+    let (mut only_one, mut only_other) = (Vec::new(), Vec::new());
+    for table in sorted(one) {
+        while let Some(less) = others.next_if(|other| *other < table) {
+            only_other.push(L1Entry::new(less, false));
+        }
+        if others.next_if_eq(&table).is_none() {
+            only_one.push(L1Entry::new(table, false));
+        }
+    }
+    only_other.extend(others.map(|table| L1Entry::new(table, false)));
+    (only_one, only_other)
 }
 
 /// The entry of a new snapshot; its L1 table is still to come.

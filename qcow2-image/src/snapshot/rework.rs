@@ -1,14 +1,22 @@
 //! Changes of many refcounts at once: under the dirty bit, in the file, and all or nothing for who looks at it later.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use qcow2_alloc::{AllocError, Reason};
 use qcow2_cache::Kinds;
+use qcow2_cache::sync::{Mutex, lock};
 use qcow2_format::{Geometry, HostCluster, HostOffset, L1Entry, RefcountBlock, set_refcount};
 use qcow2_io::Storage as _;
 
-use super::counts::{Counts, Set, WINDOW};
+use super::counts::{Block, Counts, Set, WINDOW};
+use super::tree::Flags;
+use crate::buffer::Buffer;
+use crate::threads::for_each;
 use crate::{Image, ImageError};
+
+/// Refcount blocks that are worth waking other threads.
+const SHARED: usize = 8;
 
 /// What becomes of refcounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,41 +72,65 @@ impl Image {
         self.recount_references(|| Ok(()))
     }
 
+    /// Fails if the refcounts of what an L1 table leads to could not count as many references again.
+    pub(super) fn check_room(&self, l1: &[L1Entry]) -> Result<(), ImageError> {
+        self.meta.write_refcounts()?;
+        let (_, _, blocks) = self.alloc()?.tables();
+        let geometry = self.geometry;
+        let highest = AtomicU64::new(0);
+        for_each(&blocks, SHARED, |place| {
+            let mut bytes = Buffer::unfilled(geometry.cluster_size());
+            self.meta.storage().read_at(&mut bytes, place.get())?;
+            highest.fetch_max(max_refcount(&bytes, geometry), Ordering::Relaxed);
+            Ok::<(), ImageError>(())
+        })?;
+        // They are counted once now, and would be twice.
+        if highest.into_inner() <= geometry.refcount_max() / 2 {
+            return Ok(());
+        }
+        let own = &mut Set::default();
+        self.change_references(l1, 0..0, Change::Test, own, None)
+    }
+
+    /// Counts the references of one window of clusters: those of an L1 table, and one to each of `more`.
+    pub(super) fn count_window(
+        &self,
+        l1: &[L1Entry],
+        more: Range<u64>,
+        start: u64,
+        flags: Flags<'_>,
+    ) -> Result<Counts, ImageError> {
+        let mut counts = Counts::new(self.geometry, start..start + WINDOW);
+        counts.add(more.start, more.end.saturating_sub(more.start), 1);
+        self.walk(l1, Some(&mut counts), flags)?;
+        Ok(counts)
+    }
+
     /// Changes the refcounts of all that an L1 table leads to, and of `more` clusters beside. The clusters that have one
-    /// reference left go to `own`. What was counted is kept in `counted` if one window held it, and not counted again
-    /// if it is there.
+    /// reference left go to `own`. What was counted in the first window need not be counted again.
     pub(super) fn change_references(
         &self,
         l1: &[L1Entry],
         more: Range<u64>,
         change: Change,
         own: &mut Set,
-        counted: &mut Option<Counts>,
+        counted: Option<Counts>,
     ) -> Result<(), ImageError> {
         // What follows goes past the cache.
         self.meta.write_refcounts()?;
         self.meta.refcounts().forget_clean();
-        if let Some(counts) = counted {
-            for (block, counts) in counts.blocks() {
-                self.change_block(block, counts, change, own)?;
-            }
-            return Ok(());
-        }
+        let own = Mutex::new(own);
+        let mut counted = counted;
         let mut start = 0;
         loop {
-            let mut counts = Counts::new(self.geometry, start..start + WINDOW);
-            counts.add(more.start, more.end.saturating_sub(more.start), 1);
-            self.count_tree(l1, &mut counts)?;
-            if let Some(cluster) = counts.full() {
-                return Err(self.no_room(cluster, u64::from(u32::MAX)));
-            }
-            for (block, counts) in counts.blocks() {
-                self.change_block(block, counts, change, own)?;
-            }
+            let counts = match counted.take() {
+                Some(counts) => counts,
+                None => self.count_window(l1, more.clone(), start, Flags::Keep)?,
+            };
+            for_each(&counts.blocks(), SHARED, |(block, counts)| {
+                self.change_block(*block, counts, change, &own)
+            })?;
             if !counts.has_more() {
-                if start == 0 {
-                    *counted = Some(counts);
-                }
                 return Ok(());
             }
             start += WINDOW;
@@ -116,12 +148,14 @@ impl Image {
     fn change_block(
         &self,
         block: u64,
-        counts: &[u32],
+        counts: &Block,
         change: Change,
-        own: &mut Set,
+        own: &Mutex<&mut Set>,
     ) -> Result<(), ImageError> {
         let alloc = self.alloc()?;
         let geometry = self.geometry;
+        let mut room = vec![0; 1 << geometry.refcount_block_bits()];
+        let counts = counts.spread(&mut room);
         let first = block << geometry.refcount_block_bits();
         let unknown = |number: u64| -> ImageError {
             let offset = HostOffset::new(number << geometry.cluster_bits());
@@ -134,10 +168,11 @@ impl Image {
             let used = counts.iter().position(|count| *count > 0).unwrap_or(0);
             return Err(unknown(first + used as u64));
         };
-        let mut bytes = vec![0; geometry.cluster_len()];
+        let mut bytes = Buffer::unfilled(geometry.cluster_size());
         self.meta.storage().read_at(&mut bytes, place.get())?;
         let mut freed: Vec<Range<u64>> = Vec::new();
         let quick = quick_changes(&mut bytes, geometry, counts, change);
+        let mut own = lock(own);
         for (ones, group) in quick.iter().zip((first..).step_by(QUICK)) {
             own.insert_many(group, ones.unwrap_or(0));
         }
@@ -146,6 +181,9 @@ impl Image {
         });
         for (index, count) in slow {
             let number = first + index as u64;
+            if *count == u32::MAX {
+                return Err(self.no_room(HostCluster::new(number), u64::from(*count)));
+            }
             let count = u64::from(*count);
             let value = RefcountBlock::new(&bytes, geometry).get(index).unwrap_or(0);
             if value == 0 {
@@ -169,6 +207,7 @@ impl Image {
                 _ => {}
             }
         }
+        drop(own);
         let Change::Remove(reason) = change else {
             if change == Change::Add {
                 self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
@@ -194,6 +233,19 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// The highest refcount of a block.
+fn max_refcount(bytes: &[u8], geometry: Geometry) -> u64 {
+    if geometry.refcount_order() == 4 {
+        let words = bytes.as_chunks::<2>().0.iter();
+        return words
+            .fold(0, |max, word| max.max(u16::from_be_bytes(*word)))
+            .into();
+    }
+    let block = RefcountBlock::new(bytes, geometry);
+    let all = (0..1 << geometry.refcount_block_bits()).filter_map(|index| block.get(index));
+    all.max().unwrap_or(0)
 }
 
 /// Refcounts that are changed at once if nothing is special about any of them.

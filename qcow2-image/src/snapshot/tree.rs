@@ -1,10 +1,13 @@
 //! L1 and L2 tables read, and changed, in bulk: past the cache, in the order of the file.
 
 use qcow2_cache::Kinds;
+use qcow2_cache::sync::{Mutex, lock};
 use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
 use qcow2_io::Storage as _;
 
 use super::counts::{Counts, Set};
+use crate::buffer::Buffer;
+use crate::threads::for_each;
 use crate::{Image, ImageError};
 
 /// Tables that lie side by side are read together, up to so many bytes.
@@ -12,6 +15,36 @@ const PIECE: u64 = 1 << 20;
 
 /// Bit 63 of entries.
 const COPIED: u64 = 1 << 63;
+
+/// Runs of tables that are worth waking other threads.
+const SHARED: usize = 4;
+
+/// Entries that are looked at together; the smallest table has as many.
+const GROUP: usize = 64;
+
+/// What becomes of COPIED flags.
+#[derive(Clone, Copy)]
+pub(super) enum Flags<'a> {
+    /// Nothing.
+    Keep,
+    /// They are cleared.
+    Clear,
+    /// Those of the clusters that have become the only ones' own are set.
+    Set(&'a Set),
+}
+
+/// Stretches of clusters that entries refer to.
+struct Found(Vec<(u64, u64)>);
+
+impl Found {
+    #[inline]
+    fn add(&mut self, first: u64, count: u64) {
+        match self.0.last_mut() {
+            Some((start, len)) if *start + *len == first => *len += count,
+            _ => self.0.push((first, count)),
+        }
+    }
+}
 
 /// L2 tables that lie side by side.
 struct Run {
@@ -93,43 +126,189 @@ impl Image {
         Ok(runs)
     }
 
-    /// Counts what an L1 table leads to: L2 tables, and all that they refer to.
-    pub(super) fn count_tree(&self, l1: &[L1Entry], counts: &mut Counts) -> Result<(), ImageError> {
-        let size = self.cluster_size();
+    /// Goes through what an L1 table leads to. Counts the L2 tables and all that they refer to, if `counts` is there, and changes
+    /// flags.
+    pub(super) fn walk(
+        &self,
+        l1: &[L1Entry],
+        counts: Option<&mut Counts>,
+        flags: Flags<'_>,
+    ) -> Result<(), ImageError> {
         let bits = self.geometry.cluster_bits();
-        let step = if self.geometry.extended_l2() { 2 } else { 1 };
-        let mut bytes = Vec::new();
-        for run in self.runs(l1)? {
-            counts.add(run.offset >> bits, run.tables, run.times);
-            let len = run.tables << bits;
-            bytes.resize(usize::try_from(len).unwrap_or(0), 0);
-            self.meta.storage().read_at(&mut bytes, run.offset)?;
-            // What lies side by side is counted together.
-            let (mut first, mut count) = (0, 0);
-            // The entry that goes on where the last one ended.
-            let mut next = 0;
-            for entry in bytes.as_chunks::<8>().0.iter().step_by(step) {
-                let word = u64::from_be_bytes(*entry);
-                if word & !COPIED == next && next != 0 {
-                    count += 1;
-                    next += size;
-                    continue;
-                }
-                let entry = L2Entry::from_bits(word, 0);
-                let Some((cluster, clusters)) = self.referred(entry, run.offset)? else {
-                    continue;
-                };
-                if cluster == first + count {
-                    count += clusters;
-                } else {
+        let counts = counts.map(Mutex::new);
+        for_each(&self.runs(l1)?, SHARED, |run| {
+            let mut found = Found(Vec::new());
+            self.walk_run(run, flags, &mut found)?;
+            if let Some(counts) = &counts {
+                let mut counts = lock(counts);
+                counts.add(run.offset >> bits, run.tables, run.times);
+                for (first, count) in found.0 {
                     counts.add(first, count, run.times);
-                    (first, count) = (cluster, clusters);
                 }
-                next = (first + count) << bits;
             }
-            counts.add(first, count, run.times);
+            Ok(())
+        })
+    }
+
+    fn walk_run(&self, run: &Run, flags: Flags<'_>, found: &mut Found) -> Result<(), ImageError> {
+        let bits = self.geometry.cluster_bits();
+        let mut bytes = Buffer::unfilled(run.tables << bits);
+        self.meta.storage().read_at(&mut bytes, run.offset)?;
+        let mut changed: Option<(u64, u64)> = None;
+        for number in 0..run.tables {
+            let start = usize::try_from(number << bits).unwrap_or(usize::MAX);
+            let end = start.saturating_add(self.geometry.cluster_len());
+            let table = bytes.get_mut(start..end).unwrap_or_default();
+            let any = self.walk_table(table, run.offset, flags, found)?;
+            match &mut changed {
+                Some((first, count)) if any && *first + *count == number => *count += 1,
+                _ if any => {
+                    self.write_tables(run, &bytes, changed)?;
+                    changed = Some((number, 1));
+                }
+                _ => {}
+            }
         }
-        Ok(())
+        self.write_tables(run, &bytes, changed)
+    }
+
+    /// Writes some tables of a run: the first of them, and how many.
+    fn write_tables(
+        &self,
+        run: &Run,
+        bytes: &[u8],
+        tables: Option<(u64, u64)>,
+    ) -> Result<(), ImageError> {
+        let Some((first, count)) = tables else {
+            return Ok(());
+        };
+        let bits = self.geometry.cluster_bits();
+        let at = |table: u64| usize::try_from(table << bits).unwrap_or(usize::MAX);
+        let part = bytes.get(at(first)..at(first + count)).unwrap_or_default();
+        let offset = HostOffset::new(run.offset + (first << bits));
+        let kinds = Kinds::ACTIVE_L2 | Kinds::INACTIVE_L2;
+        Ok(self.meta.write(kinds, offset, part)?)
+    }
+
+    /// Goes through one table; tells whether flags in it have changed.
+    fn walk_table(
+        &self,
+        table: &mut [u8],
+        place: u64,
+        flags: Flags<'_>,
+        found: &mut Found,
+    ) -> Result<bool, ImageError> {
+        let mut any = false;
+        if self.geometry.extended_l2() {
+            for entry in table.as_chunks_mut::<16>().0 {
+                let word = entry.split_first_chunk_mut::<8>().map(|(word, _)| word);
+                any |= self.walk_entry(word.unwrap_or(&mut [0; 8]), place, flags, found)?;
+            }
+            return Ok(any);
+        }
+        // No table has fewer entries than 64.
+        for group in table.as_chunks_mut::<{ 8 * GROUP }>().0 {
+            let words = group.as_chunks_mut::<8>().0;
+            let Some(first) = self.in_line(words) else {
+                for word in words {
+                    any |= self.walk_entry(word, place, flags, found)?;
+                }
+                continue;
+            };
+            let Some(cluster) = first.plain_data() else {
+                // Nothing is there.
+                continue;
+            };
+            let cluster = cluster.get() >> self.geometry.cluster_bits();
+            found.add(cluster, GROUP as u64);
+            match flags {
+                Flags::Clear if first.is_copied() => {
+                    for [byte, ..] in words {
+                        *byte &= 0x7f;
+                    }
+                    any = true;
+                }
+                Flags::Set(own) if !first.is_copied() => {
+                    match own.count(cluster, GROUP as u64) {
+                        0 => continue,
+                        count if count == GROUP as u64 => {
+                            for [byte, ..] in words {
+                                *byte |= 0x80;
+                            }
+                        }
+                        _ => {
+                            for word in words {
+                                self.flag_entry(word, flags);
+                            }
+                        }
+                    }
+                    any = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(any)
+    }
+
+    /// The first of some entries, if each that follows is of the next cluster and flagged alike, or if all are empty.
+    #[inline]
+    fn in_line(&self, words: &[[u8; 8]]) -> Option<L2Entry> {
+        let first = u64::from_be_bytes(*words.first()?);
+        let entry = L2Entry::from_bits(first, 0);
+        let step = if first == 0 {
+            0
+        } else {
+            // As plain as the first, or the difference would be in other bits as well.
+            let last = L2Entry::from_bits(u64::from_be_bytes(*words.last()?), 0).plain_data()?;
+            if !self.geometry.is_cluster_aligned(entry.plain_data()?)
+                || last < entry.plain_data()?
+            {
+                return None;
+            }
+            self.cluster_size()
+        };
+        let mut alike = true;
+        for (word, index) in words.iter().zip(0_u64..) {
+            alike &= u64::from_be_bytes(*word) == first.wrapping_add(index.wrapping_mul(step));
+        }
+        alike.then_some(entry)
+    }
+
+    fn walk_entry(
+        &self,
+        word: &mut [u8; 8],
+        place: u64,
+        flags: Flags<'_>,
+        found: &mut Found,
+    ) -> Result<bool, ImageError> {
+        let entry = L2Entry::from_bits(u64::from_be_bytes(*word), 0);
+        if let Some((cluster, clusters)) = self.referred(entry, place)? {
+            found.add(cluster, clusters);
+        }
+        Ok(self.flag_entry(word, flags))
+    }
+
+    /// Changes the flag of one entry; tells whether it had to.
+    fn flag_entry(&self, word: &mut [u8; 8], flags: Flags<'_>) -> bool {
+        let old = u64::from_be_bytes(*word);
+        let entry = L2Entry::from_bits(old, 0);
+        if old == 0 || entry.is_compressed() {
+            return false;
+        }
+        let new = match flags {
+            Flags::Keep => old,
+            Flags::Clear => old & !COPIED,
+            Flags::Set(own) => match entry.kind(self.rules) {
+                ClusterKind::Normal(offset) | ClusterKind::ZeroAllocated(offset)
+                    if own.contains(offset.get() >> self.geometry.cluster_bits()) =>
+                {
+                    old | COPIED
+                }
+                _ => old,
+            },
+        };
+        *word = new.to_be_bytes();
+        new != old
     }
 
     /// The clusters that an L2 entry refers to.
@@ -154,67 +333,6 @@ impl Image {
             }
             ClusterKind::Unallocated | ClusterKind::ZeroPlain => Ok(None),
         }
-    }
-
-    /// Changes COPIED flags in the L2 tables of an L1 table: clears them all, or sets those of the clusters that have become
-    /// the only ones' own.
-    pub(super) fn flag_tables(&self, l1: &[L1Entry], own: Option<&Set>) -> Result<(), ImageError> {
-        let bits = self.geometry.cluster_bits();
-        let step = if self.geometry.extended_l2() { 2 } else { 1 };
-        let table_len = self.geometry.cluster_len();
-        let mut bytes = Vec::new();
-        for run in self.runs(l1)? {
-            bytes.resize(usize::try_from(run.tables << bits).unwrap_or(0), 0);
-            self.meta.storage().read_at(&mut bytes, run.offset)?;
-            let mut changed: Option<(u64, u64)> = None;
-            let write = |changed: &mut Option<(u64, u64)>, bytes: &[u8]| {
-                let Some((first, count)) = changed.take() else {
-                    return Ok(());
-                };
-                let at = |table: u64| usize::try_from(table << bits).unwrap_or(usize::MAX);
-                let part = bytes.get(at(first)..at(first + count)).unwrap_or_default();
-                let offset = HostOffset::new(run.offset + (first << bits));
-                self.meta
-                    .write(Kinds::ACTIVE_L2 | Kinds::INACTIVE_L2, offset, part)
-            };
-            for number in 0..run.tables {
-                let start = usize::try_from(number << bits).unwrap_or(usize::MAX);
-                let table = bytes.get_mut(start..start + table_len).unwrap_or_default();
-                let mut any = false;
-                for word in table.as_chunks_mut::<8>().0.iter_mut().step_by(step) {
-                    let old = u64::from_be_bytes(*word);
-                    let entry = L2Entry::from_bits(old, 0);
-                    if old == 0 || entry.is_compressed() {
-                        continue;
-                    }
-                    let new = match own {
-                        None => old & !COPIED,
-                        Some(own) => match entry.kind(self.rules) {
-                            ClusterKind::Normal(offset) | ClusterKind::ZeroAllocated(offset)
-                                if own.contains(offset.get() >> bits) =>
-                            {
-                                old | COPIED
-                            }
-                            _ => old,
-                        },
-                    };
-                    if new != old {
-                        *word = new.to_be_bytes();
-                        any = true;
-                    }
-                }
-                match &mut changed {
-                    Some((first, count)) if any && *first + *count == number => *count += 1,
-                    _ if any => {
-                        write(&mut changed, &bytes)?;
-                        changed = Some((number, 1));
-                    }
-                    _ => {}
-                }
-            }
-            write(&mut changed, &bytes)?;
-        }
-        Ok(())
     }
 
     /// Changes the COPIED flags of the active L1 table, and writes all of it.

@@ -62,6 +62,11 @@ impl Allocator {
         })
     }
 
+    /// The reasons for which clusters are punched out of the file.
+    pub fn pass_discard(&self) -> PassDiscard {
+        self.pass_discard
+    }
+
     fn geometry(&self) -> Geometry {
         self.meta.geometry()
     }

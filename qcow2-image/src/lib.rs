@@ -5,6 +5,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod amend;
 mod backing;
 mod batch;
 mod bitmap;
@@ -43,9 +44,11 @@ mod stripes;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 mod threads;
+mod trees;
 mod write;
 mod zero;
 
+pub use amend::{AmendError, AmendOptions};
 pub use bitmap::{BitmapInfo, BitmapState, DirtyRanges};
 pub use cache::CacheOptions;
 pub use copy::Monitor;

@@ -14,7 +14,7 @@ use crate::zero::ALL_ZERO;
 use crate::{Image, ImageError};
 
 /// No disk is larger; bytes. Offsets are signed elsewhere, and rounded up.
-const SIZE_MAX: u64 = (1 << 63) - (1 << 30);
+pub(crate) const SIZE_MAX: u64 = (1 << 63) - (1 << 30);
 /// Clusters that are preallocated at a time.
 const RUN: u64 = 1024;
 /// Zeros are written in pieces of this many bytes.
@@ -349,7 +349,12 @@ impl Image {
     }
 
     /// Writes zeros as data of the guest.
-    fn store_zeros(&self, guest: u64, host: HostOffset, len: u64) -> Result<(), ImageError> {
+    pub(crate) fn store_zeros(
+        &self,
+        guest: u64,
+        host: HostOffset,
+        len: u64,
+    ) -> Result<(), ImageError> {
         let zeros = vec![0; usize::try_from(PIECE.min(len)).unwrap_or(0)];
         let mut done = 0;
         while done < len {

@@ -22,6 +22,8 @@ pub mod field {
     pub const L1_TABLE: Range<usize> = 36..48;
     /// Place and length of the refcount table.
     pub const REFCOUNT_TABLE: Range<usize> = 48..60;
+    /// Place and length of the refcount table, and the width of refcounts; with the features between them.
+    pub const REFCOUNTS: Range<usize> = 48..100;
     /// Virtual size, and entries and place of the L1 table.
     pub const SIZE_AND_L1_TABLE: Range<usize> = 24..48;
     /// Number of snapshots, and place of their table.

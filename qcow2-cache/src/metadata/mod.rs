@@ -61,6 +61,7 @@ pub struct Metadata {
     /// The external data file.
     data: Option<Arc<dyn Storage>>,
     geometry: Geometry,
+    options: MetadataOptions,
     read_only: bool,
     lazy_refcounts: bool,
     rules: Rules,
@@ -114,6 +115,7 @@ impl Metadata {
             storage,
             data,
             geometry: header.geometry,
+            options: *options,
             read_only: options.read_only,
             lazy_refcounts: options.lazy_refcounts,
             rules: options.rules,
@@ -127,6 +129,18 @@ impl Metadata {
             commits: GroupCommit::default(),
             header: Mutex::new(header),
         }
+    }
+
+    /// The same files and settings with another header, as if opened anew: all is to be durable, and this one not to be used
+    /// any more. Geometry and version may differ.
+    #[must_use]
+    pub fn renewed(&self, header: Header) -> Self {
+        let options = MetadataOptions {
+            lazy_refcounts: header.compatible.lazy_refcounts(),
+            ..self.options
+        };
+        let data = self.data.clone();
+        Self::new(Arc::clone(&self.storage), data, header, &options)
     }
 
     /// The image file.

@@ -3,12 +3,13 @@
 //! What changes within one sector is one write. Extensions and names reach further; then the header takes a detour. The new
 //! extensions are written where nothing is yet, and one write to the first sector makes the header so long that they begin
 //! there: what it grows over are header fields that no one knows. Now their proper place is free to be written, and a second
-//! write to the first sector takes the header back to its length.
+//! write to the first sector takes the header back to its length. In version 2, whose header has one length only, an extension
+//! that no one knows takes the place of the fields.
 
 use std::ops::Range;
 
 use qcow2_format::HostOffset;
-use qcow2_format::header::{Header, Version};
+use qcow2_format::header::{Extension, Header, Version};
 
 use super::Metadata;
 use crate::sync::lock;
@@ -16,6 +17,10 @@ use crate::{Kinds, MetadataError};
 
 /// What a disk writes as a whole; bytes.
 const SECTOR: usize = 512;
+/// Type of the extension that fills the first sector of version 2 for a moment.
+const FILLER: u32 = 0x6669_6c6c;
+/// Where its payload begins: behind the header and its own type and length.
+const FILLED: usize = qcow2_format::raw::Header::V2_LEN as usize + 8;
 
 impl Metadata {
     /// Changes anything in the header: `change` makes the new one. Unknown extensions and fields stay unless `change` drops them.
@@ -27,8 +32,7 @@ impl Metadata {
     ///
     /// # Durability
     ///
-    /// At each moment the file has the old header or the new one; on return it is the new one, durably. In version 2, whose header
-    /// has one length only, this holds for changes within the first 512 bytes.
+    /// At each moment the file has the old header or the new one; on return it is the new one, durably.
     pub fn rewrite_header(&self, change: impl FnOnce(&mut Header)) -> Result<(), MetadataError> {
         self.check_writable()?;
         let mut header = lock(&self.header);
@@ -73,9 +77,6 @@ impl Metadata {
 /// The first cluster with the new header made longer, so that its extensions lie behind all that `old` and `new` use, and where. Between
 /// them it has what `old` has there, so that writing all but its first sector changes nothing that `old` means.
 fn detour(changed: &Header, old: &[u8], new: &[u8]) -> Option<(Vec<u8>, usize)> {
-    if changed.version == Version::V2 {
-        return None;
-    }
     let used = |bytes: &[u8]| {
         bytes
             .iter()
@@ -85,6 +86,13 @@ fn detour(changed: &Header, old: &[u8], new: &[u8]) -> Option<(Vec<u8>, usize)> 
     let from = used(old).max(used(new)).next_multiple_of(SECTOR);
     let known = usize::try_from(qcow2_format::raw::Header::LEN).ok()?;
     let mut longer = changed.clone();
+    if changed.version == Version::V2 {
+        let data = old.get(FILLED..from)?.to_vec();
+        longer
+            .extensions
+            .insert(0, Extension::Unknown { kind: FILLER, data });
+        return Some((longer.encode().ok()?, from));
+    }
     longer.header_length = u32::try_from(from).ok()?;
     // What is between is not known to anyone; the old extensions do as well as anything.
     longer.unknown_fields = old.get(known..from)?.to_vec();
@@ -142,6 +150,13 @@ mod tests {
         header.header_length = 112;
         header.unknown_fields.clear();
         header
+            .extensions
+            .retain(|extension| extension.kind() != FILLER);
+        header
+    }
+
+    fn meaning_of(header: &Header) -> Header {
+        meaning(&header.encode().unwrap())
     }
 
     fn set_backing(header: &mut Header) {
@@ -151,9 +166,47 @@ mod tests {
             .insert(0, Extension::BackingFormat(b"qcow2".to_vec()));
     }
 
+    /// As `header`, in version 2 with extensions that go beyond a sector.
+    fn header_v2(cluster_bits: u32) -> Header {
+        Header {
+            version: Version::V2,
+            header_length: 72,
+            extensions: vec![Extension::Unknown {
+                kind: 0x1234_5678,
+                data: vec![7; 600],
+            }],
+            ..header(cluster_bits)
+        }
+    }
+
+    fn upgrade(header: &mut Header) {
+        header.version = Version::V3;
+        header.header_length = 112;
+        header.compatible.set_lazy_refcounts(true);
+    }
+
+    fn downgrade(header: &mut Header) {
+        *header = Header {
+            extensions: vec![header.extensions.last().unwrap().clone()],
+            ..header_v2(12)
+        };
+        set_backing(header);
+        header.backing_name = Some(vec![b'x'; 700]);
+    }
+
     #[test]
     fn a_crash_while_the_header_is_rewritten_leaves_the_old_or_the_new_one() {
-        let header = header(12);
+        crash_everywhere(&header(12), set_backing);
+    }
+
+    #[test]
+    fn a_crash_while_the_version_changes_leaves_the_old_or_the_new_one() {
+        crash_everywhere(&header_v2(12), set_backing);
+        crash_everywhere(&header_v2(12), upgrade);
+        crash_everywhere(&header(12), downgrade);
+    }
+
+    fn crash_everywhere(header: &Header, change: fn(&mut Header)) {
         let trace = Arc::new(Trace::new(Memory::new()));
         trace.write_at(&header.encode().unwrap(), 0).unwrap();
         trace.flush().unwrap();
@@ -170,12 +223,12 @@ mod tests {
         let storage: Arc<dyn Storage> = Arc::<Trace<Memory>>::clone(&trace);
         let metadata = Metadata::new(storage, None, header.clone(), &options);
         let mut new = header.clone();
-        set_backing(&mut new);
+        change(&mut new);
         assert_ne!(
             header.encode().unwrap()[512..],
             new.encode().unwrap()[512..]
         );
-        metadata.rewrite_header(set_backing).unwrap();
+        metadata.rewrite_header(change).unwrap();
         assert_eq!(*metadata.header(), new);
 
         let events = trace.events();
@@ -194,9 +247,12 @@ mod tests {
                 let mut bytes = memory.to_vec().unwrap();
                 bytes.resize(4096, 0);
                 let found = meaning(&bytes);
-                assert!(found == header || found == new, "at event {index}");
-                seen.0 |= found == header;
-                seen.1 |= found == new;
+                assert!(
+                    found == meaning_of(header) || found == meaning_of(&new),
+                    "at event {index}"
+                );
+                seen.0 |= found == meaning_of(header);
+                seen.1 |= found == meaning_of(&new);
             }
         }
         assert_eq!(seen, (true, true));

@@ -17,7 +17,7 @@ mod encryption;
 mod error;
 mod layout;
 mod options;
-mod parse;
+pub(crate) mod parse;
 mod plan;
 mod target;
 mod write;

@@ -82,7 +82,7 @@ impl CreateOptions {
     }
 }
 
-pub(super) fn choose<T: Copy>(
+pub(crate) fn choose<T: Copy>(
     option: &'static str,
     value: &str,
     choices: &[(&str, T)],
@@ -98,7 +98,7 @@ pub(super) fn choose<T: Copy>(
         })
 }
 
-fn switch(option: &'static str, value: &str) -> Result<bool, CreateError> {
+pub(crate) fn switch(option: &'static str, value: &str) -> Result<bool, CreateError> {
     let choices = [
         ("on", true),
         ("yes", true),
@@ -113,7 +113,7 @@ fn switch(option: &'static str, value: &str) -> Result<bool, CreateError> {
 }
 
 /// A plain number as C reads it: white space and a plus sign may lead, 0x means hexadecimal and 0 octal.
-fn number(option: &'static str, value: &str) -> Result<u64, CreateError> {
+pub(crate) fn number(option: &'static str, value: &str) -> Result<u64, CreateError> {
     let digits = unsigned(value);
     let (digits, radix) = match (hexadecimal(digits), digits.strip_prefix('0')) {
         (Some(digits), _) => (digits, 16),
@@ -126,7 +126,7 @@ fn number(option: &'static str, value: &str) -> Result<u64, CreateError> {
     })
 }
 
-fn size(option: &'static str, value: &str) -> Result<u64, CreateError> {
+pub(crate) fn size(option: &'static str, value: &str) -> Result<u64, CreateError> {
     parse_size(value).ok_or_else(|| CreateError::NotASize {
         option,
         value: value.to_owned(),

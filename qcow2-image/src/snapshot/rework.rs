@@ -32,7 +32,7 @@ pub(super) enum Change {
 impl Image {
     /// Does work that changes references past the caches. The gate must be closed. Whatever goes wrong, all references are
     /// counted anew then, so that the image is sound, before or after the change; if not even that works it takes no more writes.
-    pub(super) fn rework<T>(
+    pub(crate) fn rework<T>(
         &self,
         work: impl FnOnce() -> Result<T, ImageError>,
     ) -> Result<T, ImageError> {

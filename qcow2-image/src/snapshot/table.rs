@@ -10,7 +10,7 @@ use crate::{Image, ImageError};
 
 impl Image {
     /// The snapshot table, and its length in bytes.
-    pub(super) fn snapshot_table(&self) -> Result<(Vec<Snapshot>, u64), ImageError> {
+    pub(crate) fn snapshot_table(&self) -> Result<(Vec<Snapshot>, u64), ImageError> {
         let header = self.header();
         if header.snapshot_count == 0 {
             return Ok((Vec::new(), 0));
@@ -19,7 +19,7 @@ impl Image {
     }
 
     /// Writes a snapshot table to where nothing is; an empty one needs no place.
-    pub(super) fn place_table(
+    pub(crate) fn place_table(
         &self,
         snapshots: &[Snapshot],
     ) -> Result<Option<Allocation<'_>>, ImageError> {
@@ -49,7 +49,7 @@ impl Image {
     }
 
     /// Makes a table the image's, and releases the old one.
-    pub(super) fn switch_table(
+    pub(crate) fn switch_table(
         &self,
         snapshots: &[Snapshot],
         place: Option<Allocation<'_>>,

@@ -56,12 +56,12 @@ struct Run {
 
 impl Image {
     /// The active L1 table.
-    pub(super) fn active_l1(&self) -> Vec<L1Entry> {
+    pub(crate) fn active_l1(&self) -> Vec<L1Entry> {
         (0..self.l1.len()).map(|index| self.l1.get(index)).collect()
     }
 
     /// Reads the L1 table of a snapshot.
-    pub(super) fn read_l1(
+    pub(crate) fn read_l1(
         &self,
         offset: HostOffset,
         entries: u32,

@@ -1,0 +1,135 @@
+//! Amended options: a crash leaves the image before or after, and so does a fault.
+
+use qcow2_format::header::Version;
+use qcow2_image::amend::AmendOptions;
+use qcow2_image::create::CreateOptions;
+use qcow2_image::testing::Random;
+
+use crate::rig::{Case, Deed, LEN, noise};
+
+fn new() -> CreateOptions {
+    CreateOptions::new(LEN as u64)
+}
+
+fn amend(
+    name: &str,
+    recipe: CreateOptions,
+    options: fn(AmendOptions<'static>) -> AmendOptions<'static>,
+) -> Deed {
+    Deed::new(name, recipe, move |image| {
+        image.amend(&options(AmendOptions::new()))
+    })
+}
+
+fn deeds() -> Vec<Deed> {
+    let v2 = || new().version(Version::V2);
+    let long = "a/rather/long/name/".repeat(30);
+    vec![
+        amend("upgrade", v2().cluster_size(512), |options| {
+            options.version(Version::V3)
+        }),
+        amend("downgrade", new().cluster_size(4096), |options| {
+            options.version(Version::V2)
+        }),
+        amend(
+            "downgrade lazy",
+            new().cluster_size(1024).lazy_refcounts(true),
+            |options| options.version(Version::V2),
+        ),
+        amend("downgrade over", new().cluster_size(2048), |options| {
+            options.version(Version::V2)
+        })
+        .over(noise(33, 200_000)),
+        amend("wider", new().cluster_size(512), |options| {
+            options.refcount_bits(64)
+        }),
+        amend(
+            "narrower",
+            new().cluster_size(512).refcount_bits(64),
+            |options| options.refcount_bits(8),
+        ),
+        amend("to one bit", new().cluster_size(8192), |options| {
+            options.refcount_bits(4)
+        }),
+        amend(
+            "from one bit",
+            new().cluster_size(512).refcount_bits(1),
+            |options| options.refcount_bits(32),
+        )
+        .without_snapshots(),
+        Deed::new("long name", new().cluster_size(4096), move |image| {
+            let options = AmendOptions::new().backing_file(long.clone());
+            image.amend(&options.backing_format("raw").lazy_refcounts(true))
+        }),
+        amend(
+            "lazy off",
+            new().cluster_size(4096).lazy_refcounts(true),
+            |options| options.lazy_refcounts(false),
+        ),
+        amend("grow", new().cluster_size(4096), |options| {
+            options.size(3 << 20)
+        }),
+    ]
+}
+
+#[test]
+fn a_crash_leaves_the_options_before_or_after() {
+    let mut random = Random::new(4711);
+    for deed in deeds() {
+        let case = Case::new(deed);
+        assert_ne!(case.before(), case.after(), "{}", case.deed.name);
+        case.crash_everywhere(&mut random, 1);
+    }
+}
+
+#[test]
+fn a_fault_leaves_the_options_before_or_after() {
+    let mut met = 0;
+    for deed in deeds() {
+        met += Case::new(deed).fail_everywhere(1);
+    }
+    assert!(met > 300, "{met}");
+}
+
+#[test]
+fn options_go_together_and_the_image_goes_on() {
+    let deed = amend(
+        "all",
+        new().version(Version::V2).cluster_size(1024),
+        |options| {
+            options
+                .version(Version::V3)
+                .refcount_bits(2)
+                .lazy_refcounts(true)
+                .size(1 << 20)
+                .backing_file("base.img")
+                .backing_format("raw")
+        },
+    )
+    .without_snapshots();
+    let case = Case::new(deed);
+    let after = case.after();
+    assert_eq!(
+        after.facts,
+        "V3 2 true Some([98, 97, 115, 101, 46, 105, 109, 103]) Some([114, 97, 119]) None 0"
+    );
+    let len = case.before().disk.len();
+    assert!(after.disk[..len] == case.before().disk[..]);
+    assert!(after.disk[len..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_disk_reads_the_same_in_the_other_version() {
+    for (recipe, over) in [
+        (new().cluster_size(1024), false),
+        (new().cluster_size(16384), true),
+        (new().cluster_size(512).lazy_refcounts(true), true),
+    ] {
+        let deed = amend("there", recipe, |options| options.version(Version::V2));
+        let deed = if over { deed.over(noise(5, LEN)) } else { deed };
+        let case = Case::new(deed);
+        assert!(case.before().disk == case.after().disk);
+        assert_eq!(case.before().snapshots, case.after().snapshots);
+        assert!(case.after().facts.starts_with("V2 16 false"));
+    }
+}

@@ -1,0 +1,18 @@
+//! What changes an image as a whole: options that are amended.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "what goes wrong in a test may end it, and helpers are part of the tests"
+)]
+
+/// Amended options, cut short.
+mod amend_cut;
+/// Amended options beside qemu-img.
+mod amend_qemu;
+/// What is refused, and that nothing has changed then.
+mod amend_refusal;
+/// The reference program.
+mod oracle;
+/// Images before and after a deed, crashes and faults in between.
+mod rig;

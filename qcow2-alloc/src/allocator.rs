@@ -67,7 +67,7 @@ impl Allocator {
         self.pass_discard
     }
 
-    fn geometry(&self) -> Geometry {
+    pub(crate) fn geometry(&self) -> Geometry {
         self.meta.geometry()
     }
 
@@ -196,8 +196,12 @@ impl Allocator {
     /// # Errors
     ///
     /// The image is marked as corrupt then.
-    pub fn check_unowned(&self, cluster: HostCluster) -> Result<(), AllocError> {
-        let Some(what) = self.metadata_in(cluster) else {
+    pub fn check_unowned(&self, first: HostCluster, count: u64) -> Result<(), AllocError> {
+        let found = match self.metadata_in(first) {
+            Some(what) => Some((first, what)),
+            None => self.meta.overlap().first_within(first, count),
+        };
+        let Some((cluster, what)) = found else {
             return Ok(());
         };
         let offset = HostOffset::new(cluster.get() << self.geometry().cluster_bits());
@@ -401,7 +405,7 @@ impl Allocator {
                 .into());
         };
         if lowered == 0 {
-            self.check_unowned(HostCluster::new(number))?;
+            self.check_unowned(HostCluster::new(number), 1)?;
         }
         self.store(state, number, lowered)?;
         if lowered == 0 {
@@ -591,36 +595,17 @@ impl Allocator {
     /// The refcounts of `count` clusters have become 0 in the file, past this allocator: they can be handed out.
     pub fn freed(&self, first: HostCluster, count: u64) {
         let mut state = lock(&self.state);
-        for number in first.get()..first.get().saturating_add(count) {
-            state.note_free(self.geometry(), number);
+        let (mut at, end) = (first.get(), first.get().saturating_add(count));
+        let per_block = self.geometry().refcounts_per_block();
+        while at < end {
+            state.note_free(self.geometry(), at);
+            at = (at / per_block + 1) * per_block;
         }
     }
 
     /// Whether clusters released for this reason are to be punched out of the file.
     pub fn passes(&self, reason: Reason) -> bool {
         self.pass_discard.passes(reason)
-    }
-
-    /// One past the last cluster with a refcount above 0.
-    ///
-    /// # Errors
-    ///
-    /// When a block can't be read.
-    pub fn end(&self) -> Result<u64, AllocError> {
-        let state = lock(&self.state);
-        let per_block = self.geometry().refcounts_per_block();
-        for block in (0..state.table.len()).rev() {
-            if self.block_at(&state, block)?.is_none() {
-                continue;
-            }
-            let start = block as u64 * per_block;
-            for number in (start..start + per_block).rev() {
-                if self.refcount_at(&state, number)? != 0 {
-                    return Ok(number + 1);
-                }
-            }
-        }
-        Ok(0)
     }
 
     /// The file has been cut to `clusters` clusters: what is behind is as if never written.

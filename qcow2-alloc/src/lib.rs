@@ -18,6 +18,7 @@ mod grow;
 mod refcounts;
 mod release;
 mod state;
+mod trim;
 
 pub use allocation::Allocation;
 pub use allocator::Allocator;

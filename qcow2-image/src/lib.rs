@@ -10,6 +10,7 @@ mod backing;
 mod batch;
 mod bitmap;
 mod buffer;
+mod bulk;
 mod cache;
 pub mod chain;
 mod compress;

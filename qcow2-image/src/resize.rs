@@ -1,6 +1,7 @@
 //! Changing the size of the disk.
 
 use std::io::IoSlice;
+use std::ops::Range;
 
 use qcow2_alloc::Reason;
 use qcow2_cache::sync::atomic::Ordering;
@@ -9,6 +10,7 @@ use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
 use qcow2_io::{Storage as _, ZeroFlags};
 
+use crate::bulk::{Change, Set};
 use crate::create::Preallocation;
 use crate::zero::ALL_ZERO;
 use crate::{Image, ImageError};
@@ -159,17 +161,30 @@ impl Image {
     fn drop_behind(&self, size: u64) -> Result<(), ImageError> {
         let coverage = self.geometry.l2_coverage();
         let from = size.next_multiple_of(self.cluster_size());
-        let first = self.l1_index(from);
+        let whole = from.div_ceil(coverage);
+        let tables =
+            (whole..self.l1.len()).filter(|index| self.l1.get(*index).l2_table().get() != 0);
+        if !self.rules.external_data && tables.count() > 1 {
+            self.drop_behind_tables(from..whole * coverage)?;
+            self.settle_closed()?;
+            return self.drop_tables(whole);
+        }
+        self.drop_behind_tables(from..self.l1.len() * coverage)?;
+        self.settle_closed()
+    }
+
+    /// Frees what is mapped in a range that ends with a table, and the tables that lie in it.
+    fn drop_behind_tables(&self, range: Range<u64>) -> Result<(), ImageError> {
+        let coverage = self.geometry.l2_coverage();
         let alloc = self.alloc()?;
-        for index in first..self.l1.len() {
-            let entry = self.l1.get(index);
-            let table = entry.l2_table();
+        for index in self.l1_index(range.start)..self.l1.len().min(range.end / coverage) {
+            let table = self.l1.get(index).l2_table();
             if table.get() == 0 {
                 continue;
             }
-            let start = (index * coverage).max(from);
+            let start = (index * coverage).max(range.start);
             self.forget_clusters(start..(index + 1) * coverage)?;
-            if index * coverage < from {
+            if index * coverage < range.start {
                 continue;
             }
             // Forgetting may have made the table the image's own.
@@ -182,7 +197,30 @@ impl Image {
                 .remove(table, self.cluster_size(), Kinds::ACTIVE_L2);
             alloc.release(self.geometry.host_cluster(table), 1, Reason::Cut);
         }
-        self.settle_closed()
+        Ok(())
+    }
+
+    /// Frees all tables from one on, and what they lead to.
+    fn drop_tables(&self, first: u64) -> Result<(), ImageError> {
+        let entries = first..self.l1.len();
+        let gone: Vec<L1Entry> = entries.clone().map(|index| self.l1.get(index)).collect();
+        self.rework(|| {
+            for index in entries {
+                self.l1.set(index, L1Entry::default());
+            }
+            self.write_l1()?;
+            self.meta.flush()?;
+            for table in gone.iter().map(|entry| entry.l2_table()) {
+                if table.get() != 0 {
+                    self.meta
+                        .overlap()
+                        .remove(table, self.cluster_size(), Kinds::ACTIVE_L2);
+                }
+            }
+            // What a snapshot has as well is only its own now, not the disk's: no flag is to be set.
+            let change = Change::Remove(Reason::Cut);
+            self.change_references(&gone, 0..0, change, &mut Set::default(), None)
+        })
     }
 
     /// Moves the L1 table to where it has room for more entries.
@@ -395,6 +433,9 @@ impl Image {
             self.meta.data().set_len(size)?;
         }
         let alloc = self.alloc()?;
+        while alloc.drop_idle_blocks()? > 0 {
+            self.settle_closed()?;
+        }
         let clusters = alloc.end()?;
         let bits = self.geometry.cluster_bits();
         let storage = self.meta.storage();

@@ -108,6 +108,27 @@ impl OverlapMap {
         }
     }
 
+    /// A cluster with metadata among `count` from `first` on, and what it holds, tested for or not.
+    pub fn first_within(&self, first: HostCluster, count: u64) -> Option<(HostCluster, Kinds)> {
+        let end = first.get().saturating_add(count);
+        if count < self.table().len() as u64 {
+            return (first.get()..end)
+                .map(HostCluster::new)
+                .find_map(|cluster| {
+                    let kinds = self.kinds(cluster);
+                    (!kinds.is_empty()).then_some((cluster, kinds))
+                });
+        }
+        // Metadata is less than that. No cell changes its cluster while this is held.
+        let _used = lock(&self.used);
+        let cells = self.table().iter().map(|cell| cell.load(Ordering::Acquire));
+        let hits = cells.filter(|value| !kinds_of(*value).is_empty());
+        let hits = hits.map(|value| ((value >> KIND_BITS) - 1, kinds_of(value)));
+        hits.filter(|(number, _)| (first.get()..end).contains(number))
+            .min_by_key(|(number, _)| *number)
+            .map(|(number, kinds)| (HostCluster::new(number), kinds))
+    }
+
     /// The first cluster among those that hold `len` bytes at `offset` with metadata that is tested for and is not in
     /// `except`, and what it holds.
     #[inline]
@@ -296,6 +317,26 @@ mod tests {
                     .is_none()
             );
         }
+    }
+
+    #[test]
+    fn the_first_of_many_clusters_with_metadata_is_found() {
+        let map = map();
+        for cluster in [70_000_u64, 9, 30] {
+            map.add(HostOffset::new(cluster << 16), 1, Kinds::ACTIVE_L2)
+                .unwrap();
+        }
+        map.remove(HostOffset::new(9 << 16), 1, Kinds::ACTIVE_L2);
+        let found = |first, count| {
+            map.first_within(HostCluster::new(first), count)
+                .map(|(cluster, _)| cluster.get())
+        };
+        assert_eq!(found(0, 20), None);
+        assert_eq!(found(0, 31), Some(30));
+        assert_eq!(found(0, 1 << 20), Some(30));
+        assert_eq!(found(31, 1 << 20), Some(70_000));
+        assert_eq!(found(31, 69_969), None);
+        assert_eq!(found(70_001, u64::MAX), None);
     }
 
     #[test]

@@ -4,10 +4,7 @@
 //! applying one changes the refcounts of all clusters and the COPIED flags of all entries. That is done in bulk, in
 //! the order of the file, while no request is in flight.
 
-mod counts;
-mod rework;
 mod table;
-mod tree;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -18,9 +15,7 @@ use qcow2_cache::sync::atomic::Ordering;
 use qcow2_cache::{Kinds, MetadataError, field};
 use qcow2_format::{HostOffset, L1Entry, Snapshot};
 
-use self::counts::Set;
-use self::rework::Change;
-use self::tree::Flags;
+use crate::bulk::{Change, Flags, Set};
 use crate::{Image, ImageError};
 
 /// Bytes of an id, at most: what QEMU shows.

@@ -6,13 +6,13 @@ use std::ops::Range;
 use qcow2_format::Geometry;
 
 /// Clusters that are counted at once; each takes 4 bytes if it is in use.
-pub(super) const WINDOW: u64 = 1 << 24;
+pub(crate) const WINDOW: u64 = 1 << 24;
 
 /// Stretches that are noted one by one; a block with more of them has a count for each cluster.
 const RUNS_MAX: usize = 128;
 
 /// How often each cluster of a window is referred to, by refcount block.
-pub(super) struct Counts {
+pub(crate) struct Counts {
     block_bits: u32,
     window: Range<u64>,
     blocks: BTreeMap<u64, Block>,
@@ -21,7 +21,7 @@ pub(super) struct Counts {
 }
 
 /// The references to the clusters of one refcount block. Sums stop at `u32::MAX`.
-pub(super) enum Block {
+pub(crate) enum Block {
     /// By stretches, which may overlap.
     Runs(Vec<Run>),
     /// By cluster.
@@ -30,14 +30,14 @@ pub(super) enum Block {
 
 /// Clusters side by side, each with so many references; the first by its place in the block.
 #[derive(Clone, Copy)]
-pub(super) struct Run {
+pub(crate) struct Run {
     first: u32,
     len: u32,
     times: u32,
 }
 
 impl Counts {
-    pub(super) fn new(geometry: Geometry, window: Range<u64>) -> Self {
+    pub(crate) fn new(geometry: Geometry, window: Range<u64>) -> Self {
         Self {
             block_bits: geometry.refcount_block_bits(),
             window,
@@ -47,12 +47,12 @@ impl Counts {
     }
 
     /// Whether a reference lies behind the window.
-    pub(super) fn has_more(&self) -> bool {
+    pub(crate) fn has_more(&self) -> bool {
         self.more
     }
 
     /// Counts `times` references to each of `len` clusters.
-    pub(super) fn add(&mut self, first: u64, len: u64, times: u32) {
+    pub(crate) fn add(&mut self, first: u64, len: u64, times: u32) {
         let end = first.saturating_add(len);
         self.more |= end > self.window.end;
         let end = end.min(self.window.end);
@@ -76,7 +76,7 @@ impl Counts {
     }
 
     /// The counts of each refcount block that has any.
-    pub(super) fn blocks(&self) -> Vec<(u64, &Block)> {
+    pub(crate) fn blocks(&self) -> Vec<(u64, &Block)> {
         let blocks = self.blocks.iter();
         blocks.map(|(number, block)| (*number, block)).collect()
     }
@@ -106,7 +106,7 @@ impl Block {
     }
 
     /// The count of each cluster; `room` has as many as the block.
-    pub(super) fn spread<'a>(&'a self, room: &'a mut [u32]) -> &'a [u32] {
+    pub(crate) fn spread<'a>(&'a self, room: &'a mut [u32]) -> &'a [u32] {
         match self {
             Self::Each(counts) => counts,
             Self::Runs(runs) => {
@@ -132,12 +132,12 @@ impl Run {
 
 /// Clusters, one bit each.
 #[derive(Default)]
-pub(super) struct Set {
+pub(crate) struct Set {
     pages: BTreeMap<u64, Box<[u64; 64]>>,
 }
 
 impl Set {
-    pub(super) fn insert(&mut self, cluster: u64) {
+    pub(crate) fn insert(&mut self, cluster: u64) {
         let page = self
             .pages
             .entry(cluster >> 12)
@@ -148,7 +148,7 @@ impl Set {
     }
 
     /// Inserts, of the 64 clusters from `first` on, a multiple of 64, those whose bit is set.
-    pub(super) fn insert_many(&mut self, first: u64, bits: u64) {
+    pub(crate) fn insert_many(&mut self, first: u64, bits: u64) {
         if bits == 0 {
             return;
         }
@@ -161,14 +161,14 @@ impl Set {
         }
     }
 
-    pub(super) fn contains(&self, cluster: u64) -> bool {
+    pub(crate) fn contains(&self, cluster: u64) -> bool {
         let page = self.pages.get(&(cluster >> 12));
         page.and_then(|page| page.get(index(cluster >> 6 & 63)))
             .is_some_and(|word| word >> (cluster & 63) & 1 != 0)
     }
 
     /// How many of the `len` clusters from `first` on are in it.
-    pub(super) fn count(&self, first: u64, len: u64) -> u64 {
+    pub(crate) fn count(&self, first: u64, len: u64) -> u64 {
         let end = first.saturating_add(len);
         let mut at = first;
         let mut sum = 0;
@@ -183,7 +183,7 @@ impl Set {
         sum
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
 }

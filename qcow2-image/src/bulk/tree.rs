@@ -24,7 +24,7 @@ const GROUP: usize = 64;
 
 /// What becomes of COPIED flags.
 #[derive(Clone, Copy)]
-pub(super) enum Flags<'a> {
+pub(crate) enum Flags<'a> {
     /// Nothing.
     Keep,
     /// They are cleared.
@@ -128,7 +128,7 @@ impl Image {
 
     /// Goes through what an L1 table leads to. Counts the L2 tables and all that they refer to, if `counts` is there, and changes
     /// flags.
-    pub(super) fn walk(
+    pub(crate) fn walk(
         &self,
         l1: &[L1Entry],
         counts: Option<&mut Counts>,
@@ -336,7 +336,7 @@ impl Image {
     }
 
     /// Changes the COPIED flags of the active L1 table, and writes all of it.
-    pub(super) fn flag_l1(&self, own: Option<&Set>) -> Result<(), ImageError> {
+    pub(crate) fn flag_l1(&self, own: Option<&Set>) -> Result<(), ImageError> {
         let bits = self.geometry.cluster_bits();
         for index in 0..self.l1.len() {
             let table = self.l1.get(index).l2_table();
@@ -352,7 +352,7 @@ impl Image {
     }
 
     /// Writes the active L1 table as it is in memory.
-    pub(super) fn write_l1(&self) -> Result<(), ImageError> {
+    pub(crate) fn write_l1(&self) -> Result<(), ImageError> {
         let bytes: Vec<u8> = (0..self.l1.len())
             .flat_map(|index| self.l1.get(index).to_be_bytes())
             .collect();

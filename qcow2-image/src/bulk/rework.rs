@@ -20,7 +20,7 @@ const SHARED: usize = 8;
 
 /// What becomes of refcounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// Nothing: they are only tested for room.
     Test,
     /// References come.
@@ -73,7 +73,7 @@ impl Image {
     }
 
     /// Fails if the refcounts of what an L1 table leads to could not count as many references again.
-    pub(super) fn check_room(&self, l1: &[L1Entry]) -> Result<(), ImageError> {
+    pub(crate) fn check_room(&self, l1: &[L1Entry]) -> Result<(), ImageError> {
         self.meta.write_refcounts()?;
         let (_, _, blocks) = self.alloc()?.tables();
         let geometry = self.geometry;
@@ -93,7 +93,7 @@ impl Image {
     }
 
     /// Counts the references of one window of clusters: those of an L1 table, and one to each of `more`.
-    pub(super) fn count_window(
+    pub(crate) fn count_window(
         &self,
         l1: &[L1Entry],
         more: Range<u64>,
@@ -108,7 +108,7 @@ impl Image {
 
     /// Changes the refcounts of all that an L1 table leads to, and of `more` clusters beside. The clusters that have one
     /// reference left go to `own`. What was counted in the first window need not be counted again.
-    pub(super) fn change_references(
+    pub(crate) fn change_references(
         &self,
         l1: &[L1Entry],
         more: Range<u64>,
@@ -214,8 +214,8 @@ impl Image {
             }
             return Ok(());
         };
-        for number in freed.iter().cloned().flatten() {
-            alloc.check_unowned(HostCluster::new(number))?;
+        for run in &freed {
+            alloc.check_unowned(HostCluster::new(run.start), run.end - run.start)?;
         }
         if alloc.passes(reason) {
             let bits = geometry.cluster_bits();

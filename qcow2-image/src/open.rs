@@ -106,25 +106,72 @@ fn read_header(storage: &dyn Storage) -> Result<Header, ImageError> {
     Ok(Header::decode(&cluster)?)
 }
 
-impl Image {
-    pub(crate) fn open_in(
+/// An image whose backing file is still to be opened.
+struct Opening {
+    header: Header,
+    sizes: CacheSizes,
+    root: Root,
+    l1: L1Table,
+    data: Option<DataFile>,
+}
+
+impl Opening {
+    #[inline(never)]
+    fn begin(
         options: &ImageOptions,
-        storage: Arc<dyn Storage>,
-        context: Context,
-    ) -> Result<Self, ImageError> {
-        let header = read_header(&*storage)?;
+        storage: &dyn Storage,
+        context: &Context,
+    ) -> Result<Box<Self>, ImageError> {
+        let header = read_header(storage)?;
         refuse(&header, options)?;
         let sizes = CacheSizes::new(&options.cache, header.geometry, header.virtual_size())?;
-        let root = Root::of(&*storage, &header, options)?;
+        let root = Root::of(storage, &header, options)?;
         let mut bytes = vec![0; usize::try_from(u64::from(root.l1_entries) * 8).unwrap_or(0)];
         storage.read_at(&mut bytes, root.l1_table.get())?;
         let l1 = L1Table::new(&bytes);
         drop(bytes);
+        let data = open_data_file(options, &header, context)?;
+        Ok(Box::new(Self {
+            header,
+            sizes,
+            root,
+            l1,
+            data,
+        }))
+    }
+}
 
-        let path = options.path.clone();
+impl Image {
+    /// Opens an image and what lies below. Chains are long and stacks short, so what calls itself here keeps nothing large.
+    pub(crate) fn open_in(
+        options: &ImageOptions,
+        storage: Arc<dyn Storage>,
+        context: Context,
+    ) -> Result<Box<Self>, ImageError> {
+        let opening = Opening::begin(options, &*storage, &context)?;
         let identity = context.seen.last().copied();
-        let (data, data_path) = open_data_file(options, &header, &context)?.unzip();
-        let lower = open_backing(options, &header, context, path.as_deref())?;
+        let path = options.path.as_deref();
+        let lower = open_backing(options, &opening.header, context, path)?;
+        Self::assemble(options, storage, *opening, identity, lower)
+    }
+
+    #[inline(never)]
+    fn assemble(
+        options: &ImageOptions,
+        storage: Arc<dyn Storage>,
+        opening: Opening,
+        identity: Option<FileIdentity>,
+        lower: Option<Lower>,
+    ) -> Result<Box<Self>, ImageError> {
+        let Opening {
+            header,
+            sizes,
+            root,
+            l1,
+            data,
+        } = opening;
+        let path = options.path.clone();
+        let (data, data_path) = data.unzip();
         let (backing, below) = lower.map(Lower::into_parts).unzip();
 
         // It may take seconds.
@@ -191,7 +238,7 @@ impl Image {
             image.begin_writing(&header)?;
             image.closed.store(false, Ordering::Release);
         }
-        Ok(image)
+        Ok(Box::new(image))
     }
 }
 
@@ -372,57 +419,91 @@ pub(crate) fn open_named(
     options: &ImageOptions,
     name: &[u8],
     format: Option<&[u8]>,
-    mut context: Context,
+    context: Context,
     path: &Path,
 ) -> Result<Lower, ImageError> {
-    const WHAT: &str = "backing file";
-    let found = context
-        .resolver
-        .backing_file(path, name)
-        .map_err(|source| ImageError::Reference { what: WHAT, source })?;
-    let wrap = |error| referenced(WHAT, found.path.clone(), error);
-    let writable = options.writable_layer == Some(1);
-    let file = context.open(WHAT, &found, &FileOptions::new().write(writable))?;
-    context = context.below(&file)?;
-    let is_qcow2 = match format {
-        Some(b"raw") => false,
-        Some(b"qcow2") => true,
-        Some(other) => {
-            return Err(ImageError::BackingFormat {
-                format: String::from_utf8_lossy(other).into_owned(),
-            });
-        }
-        None => {
-            // Whoever wrote the content of a raw disk could have made it look like an image that names other files.
-            context.resolver = Resolver::new(References::Deny, &found.path);
-            let mut magic = [0; 4];
-            file.read_at(&mut magic, 0)
-                .map_err(|error| wrap(error.into()))?;
-            let is_qcow2 = magic == raw::Header::MAGIC;
-            if writable && !is_qcow2 {
-                return Err(wrap(ImageError::Unsupported {
-                    what: "a raw disk whose format is not recorded is not written to: what is written could make it pass for an image",
-                }));
-            }
-            is_qcow2
-        }
+    let named = Named::find(options, name, format, context, path)?;
+    let Some(below) = named.image else {
+        return Ok(Lower::File(named.file));
     };
-    if !is_qcow2 {
-        return Ok(Lower::File(Arc::new(file)));
+    match Image::open_in(&below, named.file, named.context) {
+        Ok(image) => Ok(Lower::Image(Arc::from(image))),
+        Err(error) => Err(referenced(BACKING_FILE, named.path, error)),
     }
-    let below = ImageOptions {
-        path: Some(found.path.clone()),
-        #[cfg(feature = "encryption")]
-        secrets: options.secrets.below(),
-        writable_layer: options
-            .writable_layer
-            .and_then(|depth| depth.checked_sub(1)),
-        ..ImageOptions::default()
-            .read_only(!writable)
-            .cache(options.cache)
-    };
-    let image = Image::open_in(&below, Arc::new(file), context).map_err(wrap)?;
-    Ok(Lower::Image(Arc::new(image)))
+}
+
+const BACKING_FILE: &str = "backing file";
+
+/// A backing file that has been found.
+struct Named {
+    file: Arc<File>,
+    path: PathBuf,
+    context: Context,
+    /// How to open it, if it is an image.
+    image: Option<Box<ImageOptions>>,
+}
+
+impl Named {
+    #[inline(never)]
+    fn find(
+        options: &ImageOptions,
+        name: &[u8],
+        format: Option<&[u8]>,
+        mut context: Context,
+        path: &Path,
+    ) -> Result<Self, ImageError> {
+        let found = context
+            .resolver
+            .backing_file(path, name)
+            .map_err(|source| ImageError::Reference {
+                what: BACKING_FILE,
+                source,
+            })?;
+        let wrap = |error| referenced(BACKING_FILE, found.path.clone(), error);
+        let writable = options.writable_layer == Some(1);
+        let file = context.open(BACKING_FILE, &found, &FileOptions::new().write(writable))?;
+        context = context.below(&file)?;
+        let is_qcow2 = match format {
+            Some(b"raw") => false,
+            Some(b"qcow2") => true,
+            Some(other) => {
+                return Err(ImageError::BackingFormat {
+                    format: String::from_utf8_lossy(other).into_owned(),
+                });
+            }
+            None => {
+                // Whoever wrote the content of a raw disk could have made it look like an image that names other files.
+                context.resolver = Resolver::new(References::Deny, &found.path);
+                let mut magic = [0; 4];
+                file.read_at(&mut magic, 0)
+                    .map_err(|error| wrap(error.into()))?;
+                let is_qcow2 = magic == raw::Header::MAGIC;
+                if writable && !is_qcow2 {
+                    return Err(wrap(ImageError::Unsupported {
+                        what: "a raw disk whose format is not recorded is not written to: what is written could make it pass for an image",
+                    }));
+                }
+                is_qcow2
+            }
+        };
+        let below = || ImageOptions {
+            path: Some(found.path.clone()),
+            #[cfg(feature = "encryption")]
+            secrets: options.secrets.below(),
+            writable_layer: options
+                .writable_layer
+                .and_then(|depth| depth.checked_sub(1)),
+            ..ImageOptions::default()
+                .read_only(!writable)
+                .cache(options.cache)
+        };
+        Ok(Self {
+            image: is_qcow2.then(|| Box::new(below())),
+            file: Arc::new(file),
+            path: found.path,
+            context,
+        })
+    }
 }
 
 fn referenced(what: &'static str, path: PathBuf, source: ImageError) -> ImageError {

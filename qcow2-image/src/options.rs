@@ -232,7 +232,7 @@ impl ImageOptions {
     /// Whatever makes the image unfit or a reference of it; nothing has been written then.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Image, ImageError> {
         let context = Context::new(&self, None);
-        Image::open_in(&self, storage, context)
+        Image::open_in(&self, storage, context).map(|image| *image)
     }
 
     /// Opens the image in a file, with the locks that keep QEMU and others out.
@@ -260,6 +260,6 @@ impl ImageOptions {
             self.path = file.path().map(Path::to_owned);
         }
         let context = Context::new(&self, Some(identity));
-        Image::open_in(&self, Arc::new(file), context)
+        Image::open_in(&self, Arc::new(file), context).map(|image| *image)
     }
 }

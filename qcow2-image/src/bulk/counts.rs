@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use qcow2_format::Geometry;
 
-/// Clusters that are counted at once; each takes 4 bytes if it is in use.
-pub(crate) const WINDOW: u64 = 1 << 24;
+/// Clusters that are counted at once; each takes 4 bytes if it is in use. Tests have more than one window, too.
+pub(crate) const WINDOW: u64 = 1 << if cfg!(test) { 9 } else { 24 };
 
 /// Stretches that are noted one by one; a block with more of them has a count for each cluster.
 const RUNS_MAX: usize = 128;

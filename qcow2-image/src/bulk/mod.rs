@@ -3,6 +3,9 @@
 
 mod counts;
 mod rework;
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests;
 mod tree;
 
 pub(crate) use counts::Set;

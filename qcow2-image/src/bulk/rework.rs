@@ -119,7 +119,15 @@ impl Image {
         // What follows goes past the cache.
         self.meta.write_refcounts()?;
         self.meta.refcounts().forget_clean();
-        let own = Mutex::new(own);
+        let mut tables: Vec<u64> = l1.iter().map(|entry| entry.l2_table().get()).collect();
+        for table in &mut tables {
+            *table >>= self.geometry.cluster_bits();
+        }
+        tables.sort_unstable();
+        let outcome = Mutex::new(Outcome {
+            own,
+            freed_tables: Vec::new(),
+        });
         let mut counted = counted;
         let mut start = 0;
         loop {
@@ -128,13 +136,18 @@ impl Image {
                 None => self.count_window(l1, more.clone(), start, Flags::Keep)?,
             };
             for_each(&counts.blocks(), SHARED, |(block, counts)| {
-                self.change_block(*block, counts, change, &own)
+                self.change_block(*block, counts, change, &tables, &outcome)
             })?;
             if !counts.has_more() {
-                return Ok(());
+                break;
             }
             start += WINDOW;
         }
+        // Until now they were read, for one window after the other.
+        if let Change::Remove(reason) = change {
+            self.punch(reason, &lock(&outcome).freed_tables)?;
+        }
+        Ok(())
     }
 
     fn no_room(&self, cluster: HostCluster, value: u64) -> ImageError {
@@ -150,7 +163,8 @@ impl Image {
         block: u64,
         counts: &Block,
         change: Change,
-        own: &Mutex<&mut Set>,
+        tables: &[u64],
+        outcome: &Mutex<Outcome<'_>>,
     ) -> Result<(), ImageError> {
         let alloc = self.alloc()?;
         let geometry = self.geometry;
@@ -172,9 +186,9 @@ impl Image {
         self.meta.storage().read_at(&mut bytes, place.get())?;
         let mut freed: Vec<Range<u64>> = Vec::new();
         let quick = quick_changes(&mut bytes, geometry, counts, change);
-        let mut own = lock(own);
+        let mut outcome = lock(outcome);
         for (ones, group) in quick.iter().zip((first..).step_by(QUICK)) {
-            own.insert_many(group, ones.unwrap_or(0));
+            outcome.own.insert_many(group, ones.unwrap_or(0));
         }
         let slow = counts.iter().enumerate().filter(|(index, count)| {
             **count > 0 && quick.get(index / QUICK).is_none_or(Option::is_none)
@@ -203,11 +217,15 @@ impl Image {
             match (new, freed.last_mut()) {
                 (0, Some(run)) if run.end == number => run.end += 1,
                 (0, _) => freed.push(number..number + 1),
-                (1, _) => own.insert(number),
+                (1, _) => outcome.own.insert(number),
                 _ => {}
             }
         }
-        drop(own);
+        let mut data = Vec::new();
+        for run in &freed {
+            split(run.clone(), tables, &mut data, &mut outcome.freed_tables);
+        }
+        drop(outcome);
         let Change::Remove(reason) = change else {
             if change == Change::Add {
                 self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
@@ -217,9 +235,19 @@ impl Image {
         for run in &freed {
             alloc.check_unowned(HostCluster::new(run.start), run.end - run.start)?;
         }
-        if alloc.passes(reason) {
-            let bits = geometry.cluster_bits();
-            for run in &freed {
+        self.punch(reason, &data)?;
+        self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
+        for run in freed {
+            alloc.freed(HostCluster::new(run.start), run.end - run.start);
+        }
+        Ok(())
+    }
+
+    /// Gives the space of free clusters back to the host, if that is wanted.
+    fn punch(&self, reason: Reason, runs: &[Range<u64>]) -> Result<(), ImageError> {
+        if self.alloc()?.passes(reason) {
+            let bits = self.geometry.cluster_bits();
+            for run in runs {
                 // The host keeps the space if this fails.
                 let _ = self
                     .meta
@@ -227,11 +255,42 @@ impl Image {
                     .discard(run.start << bits..run.end << bits);
             }
         }
-        self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
-        for run in freed {
-            alloc.freed(HostCluster::new(run.start), run.end - run.start);
-        }
         Ok(())
+    }
+}
+
+/// What a change of refcounts leads to.
+struct Outcome<'a> {
+    /// Clusters with one reference left.
+    own: &'a mut Set,
+    /// Tables of the tree that are free now.
+    freed_tables: Vec<Range<u64>>,
+}
+
+/// Tells data from tables: of clusters side by side, those that are among `tables`, which are in order, and the others.
+fn split(
+    run: Range<u64>,
+    tables: &[u64],
+    data: &mut Vec<Range<u64>>,
+    freed_tables: &mut Vec<Range<u64>>,
+) {
+    let mut at = run.start;
+    let first = tables.partition_point(|table| *table < run.start);
+    for table in tables
+        .iter()
+        .skip(first)
+        .take_while(|table| **table < run.end)
+    {
+        if at < *table {
+            data.push(at..*table);
+        }
+        if at <= *table {
+            freed_tables.push(*table..table + 1);
+        }
+        at = table + 1;
+    }
+    if at < run.end {
+        data.push(at..run.end);
     }
 }
 
@@ -303,6 +362,16 @@ fn quick_changes(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_are_told_from_data() {
+        let (mut data, mut freed) = (Vec::new(), Vec::new());
+        for run in [0..3, 5..6, 8..20] {
+            split(run, &[0, 2, 4, 8, 8, 9, 15, 20], &mut data, &mut freed);
+        }
+        assert_eq!(data, [1..2, 5..6, 10..15, 16..20]);
+        assert_eq!(freed, [0..1, 2..3, 8..9, 9..10, 15..16]);
+    }
 
     #[test]
     fn groups_without_anything_special_are_done_at_once() {

@@ -1,7 +1,6 @@
 //! What the image names as its backing file.
 
-use qcow2_format::header::Extension;
-
+use crate::rebase::name_backing;
 use crate::{Image, ImageError};
 
 impl Image {
@@ -26,17 +25,8 @@ impl Image {
         }
         self.get_ready()?;
         self.flush_all()?;
-        Ok(self.meta.rewrite_header(|header| {
-            header
-                .extensions
-                .retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
-            header.backing_name = None;
-            if let Some((name, format)) = backing {
-                header.backing_name = Some(name.to_vec());
-                header
-                    .extensions
-                    .insert(0, Extension::BackingFormat(format.to_vec()));
-            }
-        })?)
+        Ok(self
+            .meta
+            .rewrite_header(|header| name_backing(header, backing))?)
     }
 }

@@ -22,6 +22,11 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
+    /// Whether compressing has made it smaller.
+    pub(crate) fn pays(&self) -> bool {
+        self.stream.is_some()
+    }
+
     fn stream(&self) -> Option<&[u8]> {
         let (buffer, len) = self.stream.as_ref()?;
         buffer.get(..*len)

@@ -152,6 +152,11 @@ impl Image {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.settle()
+    }
+
+    /// Makes the file what it is when it is closed; the image stays open.
+    pub(crate) fn settle(&self) -> Result<(), ImageError> {
         let Some(alloc) = &self.alloc else {
             return Ok(());
         };

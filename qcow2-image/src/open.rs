@@ -406,6 +406,7 @@ fn open_backing(
 ) -> Result<Option<Lower>, ImageError> {
     let name = match (&options.backing, &header.backing_name) {
         (Backing::Given(storage), _) => return Ok(Some(Lower::Storage(Arc::clone(storage)))),
+        (Backing::File(file), _) => return Ok(Some(Lower::File(Arc::clone(file)))),
         (Backing::Image(image), _) => return Ok(Some(Lower::Image(Arc::clone(image)))),
         (Backing::None, _) | (_, None) => return Ok(None),
         (Backing::Named, Some(name)) => name,

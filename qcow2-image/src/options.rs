@@ -12,6 +12,7 @@ use qcow2_check::chain::References;
 use qcow2_io::cipher::Secret;
 use qcow2_io::{File, FileIdentity, FileOptions, Storage};
 
+use crate::chain::{BackingFile, Lower};
 #[cfg(feature = "encryption")]
 use crate::luks::WorkLimit;
 use crate::open::Context;
@@ -50,6 +51,8 @@ pub(crate) enum Backing {
     Named,
     /// From this.
     Given(Arc<dyn Storage>),
+    /// From this file.
+    File(Arc<File>),
     /// From this, which is known to be an image.
     Image(Arc<Image>),
     /// From nowhere: it reads as zeros.
@@ -134,13 +137,23 @@ impl ImageOptions {
     }
 
     /// As [`backing`](Self::backing), for an image: its [layers](Image::chain) are known then, and it can be
-    /// committed to if it is open for writing.
+    /// [committed to](Image::commit) if it is open for writing.
     pub fn backing_image(mut self, image: Arc<Image>) -> Self {
         self.backing = Backing::Image(image);
         self
     }
 
-    /// Opens a layer of the chain below for writing, so that it can be committed to: 1 is the backing
+    /// Uses a backing file that is open already, whatever the image names.
+    pub fn backing_file(mut self, backing: &BackingFile) -> Self {
+        self.backing = match &backing.lower {
+            Lower::Image(image) => Backing::Image(Arc::clone(image)),
+            Lower::File(file) => Backing::File(Arc::clone(file)),
+            Lower::Storage(storage) => Backing::Given(Arc::clone(storage)),
+        };
+        self
+    }
+
+    /// Opens a layer of the chain below for writing, so that it can be [committed to](Image::commit): 1 is the backing
     /// file, 2 the backing file of that, and so on. No other program may have it open then. Without effect on layers that are given
     /// and not named.
     pub fn writable_layer(mut self, depth: usize) -> Self {

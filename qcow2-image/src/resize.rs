@@ -158,7 +158,7 @@ impl Image {
     }
 
     /// Frees what is mapped behind the end of the disk: machine states that would become the guest's.
-    fn drop_behind(&self, size: u64) -> Result<(), ImageError> {
+    pub(crate) fn drop_behind(&self, size: u64) -> Result<(), ImageError> {
         let coverage = self.geometry.l2_coverage();
         let from = size.next_multiple_of(self.cluster_size());
         let whole = from.div_ceil(coverage);
@@ -201,7 +201,7 @@ impl Image {
     }
 
     /// Frees all tables from one on, and what they lead to.
-    fn drop_tables(&self, first: u64) -> Result<(), ImageError> {
+    pub(crate) fn drop_tables(&self, first: u64) -> Result<(), ImageError> {
         let entries = first..self.l1.len();
         let gone: Vec<L1Entry> = entries.clone().map(|index| self.l1.get(index)).collect();
         self.rework(|| {
@@ -432,6 +432,11 @@ impl Image {
         if self.rules.external_data {
             self.meta.data().set_len(size)?;
         }
+        self.cut_file()
+    }
+
+    /// Gives back what the file has behind the last cluster that is in use. The gate is closed.
+    pub(crate) fn cut_file(&self) -> Result<(), ImageError> {
         let alloc = self.alloc()?;
         while alloc.drop_idle_blocks()? > 0 {
             self.settle_closed()?;

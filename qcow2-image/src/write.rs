@@ -429,7 +429,7 @@ fn merged_bitmap(entry: L2Entry, covered: u32) -> u64 {
     u64::from(zero) << 32 | u64::from(covered)
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, rest) = bytes.as_chunks::<64>();
     chunks
         .iter()

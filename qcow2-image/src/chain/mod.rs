@@ -23,10 +23,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![expect(dead_code, reason = "rebase and differences look at it")]
-
+mod error;
 mod local;
 mod lower;
+mod overlay;
 mod segment;
 mod walk;
 
@@ -37,11 +37,13 @@ use qcow2_io::{File, FileIdentity, Storage};
 
 use crate::{Image, ImageError};
 
+pub use self::error::ChainError;
 pub(crate) use self::local::Local;
 pub use self::lower::BackingFile;
 pub(crate) use self::lower::{Below, Lower};
 pub use self::segment::{Segment, SegmentKind, Segments};
 pub(crate) use self::walk::{Found, Walker};
+pub use crate::transfer::Transferred;
 
 /// One layer of a chain.
 #[derive(Clone, Copy, Debug)]
@@ -211,6 +213,11 @@ impl<'a> Chain<'a> {
     pub fn below(mut self, depth: usize) -> Self {
         self.layers.drain(..depth.min(self.layers.len()));
         self
+    }
+
+    /// The disk as a guest sees it; `None` if there is no layer.
+    pub fn storage(&self) -> Option<&'a dyn Storage> {
+        self.layers.first().map(Layer::storage)
     }
 
     /// Bytes of the disk: those of the top layer.

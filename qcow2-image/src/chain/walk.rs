@@ -32,6 +32,8 @@ pub(crate) struct Found {
     /// Which layer says it; where none does, the last that could.
     pub(crate) depth: usize,
     pub(crate) local: Local,
+    /// The next layer is too short to say anything, so zeros follow whatever is below.
+    pub(crate) is_cut: bool,
 }
 
 impl<'a> Walker<'a> {
@@ -62,14 +64,20 @@ impl<'a> Walker<'a> {
         let mut found = Found {
             depth: 0,
             local: Local::Nothing(None),
+            is_cut: false,
         };
         for (depth, step) in self.steps.iter_mut().enumerate() {
             // Behind the end of a layer is nothing of those above it either.
             if at >= step.len {
+                found.is_cut = true;
                 break;
             }
             let (local, stop) = step.look(at, end.min(step.len), self.limit)?;
-            found = Found { depth, local };
+            found = Found {
+                depth,
+                local,
+                is_cut: false,
+            };
             end = stop;
             if !matches!(local, Local::Nothing(_)) {
                 break;

@@ -240,7 +240,7 @@ impl CreateError {
     }
 
     /// Makes the storage's error one of ours, by what was about to be done.
-    pub(super) fn while_trying(action: &'static str) -> impl FnOnce(StorageError) -> Self {
+    pub(crate) fn while_trying(action: &'static str) -> impl FnOnce(StorageError) -> Self {
         move |source| Self::Storage { action, source }
     }
 }

@@ -50,6 +50,7 @@ pub mod testing;
 mod threads;
 mod transfer;
 mod trees;
+mod vm_state;
 mod write;
 mod zero;
 

@@ -65,6 +65,8 @@ impl Image {
             match source {
                 Source::Zero(_) => zero(bufs, done, run),
                 Source::Data(host) => self.load_data(bufs, done, run, guest, host)?,
+                // What a backing file has there is no state of this machine.
+                Source::Below if guest >= self.virtual_size() => zero(bufs, done, run),
                 Source::Below => {
                     if let Some(backing) = &self.backing {
                         backing.read_vectored_at(&mut cut_mut(bufs, done, run), guest)?;
@@ -108,8 +110,12 @@ impl Image {
             return Ok(Buffer::EMPTY);
         }
         let mut bytes = Buffer::unfilled(len);
-        // Behind the end of the disk is nothing, though a longer backing file has bytes there.
-        let inside = self.virtual_size().saturating_sub(offset).min(len);
+        // Behind the end of the disk is nothing, though a longer backing file has bytes there; but then comes the machine's state.
+        let inside = if offset >= self.vm_state_start() {
+            len
+        } else {
+            self.virtual_size().saturating_sub(offset).min(len)
+        };
         let mut bufs = [IoSliceMut::new(&mut bytes)];
         zero(&mut bufs, inside, len - inside);
         self.read_guest(&mut bufs, offset, inside)?;

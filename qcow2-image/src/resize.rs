@@ -224,7 +224,7 @@ impl Image {
     }
 
     /// Moves the L1 table to where it has room for more entries.
-    fn grow_l1(&self, entries: u64) -> Result<(), ImageError> {
+    pub(crate) fn grow_l1(&self, entries: u64) -> Result<(), ImageError> {
         let old_entries = self.l1.len();
         if entries <= old_entries {
             return Ok(());

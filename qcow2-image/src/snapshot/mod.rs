@@ -66,6 +66,8 @@ pub struct SnapshotOptions {
     pub vm_clock: Duration,
     /// Instructions that the guest had run.
     pub icount: Option<u64>,
+    /// Bytes of machine state that were [written](Image::write_vm_state) for it; 0 if it has none.
+    pub vm_state_size: u64,
 }
 
 impl SnapshotOptions {
@@ -151,6 +153,12 @@ impl Image {
         let _closed = self.gate.close();
         self.check_snapshots_possible()?;
         let (mut snapshots, _) = self.snapshot_table()?;
+        if options.vm_state_size == 0 {
+            // One that was never finished.
+            self.drop_vm_state()?;
+        } else {
+            self.check_vm_state(options.vm_state_size)?;
+        }
         let mut new = new_snapshot(options, &snapshots, self.virtual_size())?;
         new.l1_entries = u32::try_from(self.l1.len()).unwrap_or(u32::MAX);
         let id = new.id.clone();
@@ -177,6 +185,8 @@ impl Image {
             }
             Ok(())
         })?;
+        // Else the next one would be copied on write over it.
+        self.drop_vm_state()?;
         Ok(id)
     }
 
@@ -260,7 +270,7 @@ impl Image {
         })
     }
 
-    fn check_snapshots_possible(&self) -> Result<(), ImageError> {
+    pub(crate) fn check_snapshots_possible(&self) -> Result<(), ImageError> {
         if self.rules.external_data {
             return Err(ImageError::Unsupported {
                 what: "an image with an external data file can't have snapshots",
@@ -419,13 +429,19 @@ fn new_snapshot(
     };
     let date = options.date.unwrap_or_else(now);
     let vm_clock = u64::try_from(options.vm_clock.as_nanos()).unwrap_or(u64::MAX);
-    let words = [0, disk_size, options.icount.unwrap_or(u64::MAX)];
+    let words = [
+        options.vm_state_size,
+        disk_size,
+        options.icount.unwrap_or(u64::MAX),
+    ];
     Ok(Snapshot {
         id,
         name: options.name.clone(),
         date_sec: u32::try_from(date.as_secs()).unwrap_or(u32::MAX),
         date_nsec: date.subsec_nanos(),
         vm_clock_nsec: vm_clock,
+        // The whole of it is in the extra data.
+        vm_state_size_32: u32::try_from(options.vm_state_size).unwrap_or(u32::MAX),
         extra_data: words.iter().flat_map(|word| word.to_be_bytes()).collect(),
         ..Snapshot::default()
     })

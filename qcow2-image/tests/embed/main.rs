@@ -27,6 +27,7 @@ mod header;
 mod lazy;
 /// Two programs, one image.
 mod locks;
+mod machine;
 /// An image in an image.
 mod nested;
 /// The reference program, and what the tests share.

@@ -138,7 +138,10 @@ pub(crate) fn count(image: &Image<'_>, bitmaps: &[BitmapInfo], map: &mut RefMap,
         }
         let mut last = BitmapCluster::AllZeros;
         each_entry(image, bitmap, run, |index, entry| {
-            last = entry.kind();
+            // Entries of zeros don't come by.
+            if index + 1 == bitmap.table_entries {
+                last = entry.kind();
+            }
             let place = || {
                 Place::of(Structure::BitmapTable)
                     .at(bitmap.table_offset + index * 8, 8)

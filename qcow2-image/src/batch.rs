@@ -112,13 +112,14 @@ impl Image {
         if !self.is_ready() || !self.meta.is_writable() {
             return None;
         }
-        if let Some((host, true)) = self.plain(offset, len) {
-            return self.check_data(host, len).is_ok().then_some(host.get());
-        }
-        let (host, run) = self.in_place(offset, len).ok()??;
-        if run != len || self.check_data(host, len).is_err() {
-            return None;
-        }
+        let host = if let Some((host, true)) = self.plain(offset, len) {
+            host
+        } else {
+            let (host, run) = self.in_place(offset, len).ok()??;
+            (run == len).then_some(host)?
+        };
+        self.check_data(host, len).ok()?;
+        self.record(offset, len).ok()?;
         Some(host.get())
     }
 }

@@ -192,6 +192,8 @@ impl Image {
             let _pass = self.gate.enter();
             self.check_range(guest, 1)?;
             self.meta.check_writable()?;
+            let len = self.cluster_size().min(self.virtual_size() - guest);
+            self.record(guest, len)?;
             let number = guest >> self.geometry.cluster_bits();
             let _held = self.stripes.lock(number, number);
             self.store_stream(stream, guest)?;

@@ -162,6 +162,7 @@ impl Image {
         };
         self.fill_last_sector()?;
         self.flush_all()?;
+        self.store_bitmaps()?;
         Ok(self.meta.settle(alloc)?)
     }
 
@@ -176,7 +177,9 @@ impl Image {
         let Some(alloc) = &self.alloc else {
             return Ok(());
         };
+        let refined = self.begin_refining()?;
         self.meta.commit(alloc)?;
+        self.finish_refining(refined);
         self.reclaim()?;
         self.clean();
         Ok(())

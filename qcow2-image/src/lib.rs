@@ -55,7 +55,7 @@ mod write;
 mod zero;
 
 pub use amend::{AmendError, AmendOptions};
-pub use bitmap::{BitmapInfo, BitmapState, DirtyRanges};
+pub use bitmap::{BitmapInfo, BitmapOptions, BitmapRecovery, BitmapState, DirtyRanges};
 pub use cache::CacheOptions;
 pub use copy::Monitor;
 pub use error::ImageError;

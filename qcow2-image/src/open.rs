@@ -8,12 +8,10 @@ use qcow2_cache::sync::Mutex;
 use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::{Metadata, MetadataOptions};
 use qcow2_check::chain::{MAX_LAYERS, References, Resolved, Resolver};
-#[cfg(feature = "encryption")]
-use qcow2_format::HeaderError;
 use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::raw;
-use qcow2_format::{Header, HostOffset};
+use qcow2_format::{Header, HeaderError, HostOffset};
 #[cfg(feature = "encryption")]
 use qcow2_io::cipher::SectorCipher;
 use qcow2_io::{File, FileIdentity, FileOptions, MAX_LEN, Storage};
@@ -103,7 +101,30 @@ fn read_header(storage: &dyn Storage) -> Result<Header, ImageError> {
     storage.read_at(&mut prefix, 0)?;
     let mut cluster = vec![0; Header::probe(&prefix)?];
     storage.read_at(&mut cluster, 0)?;
-    Ok(Header::decode(&cluster)?)
+    match Header::decode(&cluster) {
+        Err(error) if is_of_bitmaps(&error) => {
+            // The disk is readable without them.
+            let (header, defects) = Header::decode_for_check(&cluster)?;
+            let mut others = defects.into_iter();
+            match others.find(|defect| defect.is_refused() && !is_of_bitmaps(defect)) {
+                Some(defect) => Err(defect.into()),
+                None => Ok(header),
+            }
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Whether what is wrong with a header is where it says that the bitmaps are.
+fn is_of_bitmaps(error: &HeaderError) -> bool {
+    matches!(
+        error,
+        HeaderError::BitmapsLength { .. }
+            | HeaderError::BitmapsReserved { .. }
+            | HeaderError::BitmapsCount { .. }
+            | HeaderError::BitmapsDirectoryTooLarge { .. }
+            | HeaderError::BitmapsDirectoryUnaligned { .. }
+    )
 }
 
 /// An image whose backing file is still to be opened.
@@ -222,7 +243,7 @@ impl Image {
             unpacked: Unpacked::new(),
             crypt,
             packer: Packer::default(),
-            bitmaps: Bitmaps::new(),
+            bitmaps: Bitmaps::new(options.bitmap_interval),
             ends_in_sector: AtomicBool::new(false),
             discard: options.discard,
             discard_no_unref: options.discard_no_unref,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use qcow2_alloc::PassDiscard;
 use qcow2_cache::{OverlapChecks, Rules};
@@ -17,6 +18,9 @@ use crate::chain::{BackingFile, Lower};
 use crate::luks::WorkLimit;
 use crate::open::Context;
 use crate::{CacheOptions, Image, ImageError, SnapshotKey};
+
+/// How often a flush stores what bitmaps have recorded, unless told otherwise.
+const BITMAP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How an image is to be opened: a builder.
 ///
@@ -41,6 +45,7 @@ pub struct ImageOptions {
     #[cfg(feature = "encryption")]
     pub(crate) secrets: Secrets,
     pub(crate) snapshot: Option<SnapshotKey>,
+    pub(crate) bitmap_interval: Duration,
     pub(crate) rules: Rules,
 }
 
@@ -99,6 +104,7 @@ impl Default for ImageOptions {
             #[cfg(feature = "encryption")]
             secrets: Secrets::default(),
             snapshot: None,
+            bitmap_interval: BITMAP_INTERVAL,
             rules: Rules::ALL,
         }
     }
@@ -229,6 +235,15 @@ impl ImageOptions {
     pub fn snapshot(mut self, key: SnapshotKey) -> Self {
         self.snapshot = Some(key);
         self.read_only(true)
+    }
+
+    /// How often a flush stores what bitmaps have recorded; 30 seconds if not set. In between, the file has more of them than is
+    /// true, never less: where the disk was written to, a bitmap that is [recovered](crate::BitmapRecovery::AsStored) after a
+    /// crash has 4096 bits instead of one. A short interval costs a sync more each time the guest then writes to where it has not
+    /// written before.
+    pub fn bitmap_interval(mut self, interval: Duration) -> Self {
+        self.bitmap_interval = interval;
+        self
     }
 
     /// Breaks rules of crash safety, for tests that must notice.

@@ -3,9 +3,8 @@
 use qcow2_cache::sync::atomic::Ordering;
 use qcow2_cache::sync::lock;
 use qcow2_cache::{Kinds, MetadataError, OverlapMap};
-use qcow2_format::bitmap::{BitmapCluster, BitmapDirectory};
 use qcow2_format::snapshot::MAX_TABLE_BYTES;
-use qcow2_format::{BitmapTableEntry, Header, HostOffset, L1Entry, Snapshot};
+use qcow2_format::{Header, HostOffset, L1Entry, Snapshot};
 use qcow2_io::{ExtentKind, Storage};
 
 use crate::{Image, ImageError};
@@ -50,10 +49,7 @@ impl Image {
         }
         let header = self.header();
         self.chart(&header)?;
-        // Bitmaps are not kept up to date by this writer, so they must not be taken for it.
-        let mut keep = header.autoclear;
-        keep.set_bitmaps(false);
-        self.meta.clear_autoclear(keep.bits())?;
+        self.begin_bitmaps(&header)?;
         self.ready.store(true, Ordering::Release);
         Ok(())
     }
@@ -83,9 +79,6 @@ impl Image {
         }
         if header.snapshot_count > 0 {
             chart_snapshots(storage, header, map)?;
-        }
-        if header.autoclear.bitmaps() {
-            chart_bitmaps(storage, header, map)?;
         }
         Ok(())
     }
@@ -163,44 +156,8 @@ pub(crate) fn read_snapshots(
     }
 }
 
-fn chart_bitmaps(
-    storage: &dyn Storage,
-    header: &Header,
-    map: &OverlapMap,
-) -> Result<(), ImageError> {
-    let Some(bitmaps) = header.bitmaps() else {
-        return Ok(());
-    };
-    let add = |offset, len, kinds| map.add(offset, len, kinds).map_err(MetadataError::from);
-    let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_len_bytes);
-    add(offset, len, Kinds::BITMAP_DIRECTORY)?;
-    let left = storage.len()?.saturating_sub(offset.get());
-    let mut bytes = vec![0; usize::try_from(len.min(left)).unwrap_or(0)];
-    storage.read_at(&mut bytes, offset.get())?;
-    for entry in BitmapDirectory::new(&bytes, bitmaps.count) {
-        // What can't be read of bitmaps can't be protected; they are about to be given up as a whole.
-        let Ok(entry) = entry else { break };
-        let table = entry.table_offset;
-        let len = u64::from(entry.table_entries) * 8;
-        add(table, len, Kinds::BITMAP_TABLE)?;
-        for_each_entry(
-            storage,
-            table,
-            len,
-            |bits| match BitmapTableEntry::from_bits(bits).kind() {
-                BitmapCluster::Cluster(data) => {
-                    let size = header.geometry.cluster_size();
-                    add(data, size, Kinds::BITMAP_DATA).map_err(ImageError::from)
-                }
-                _ => Ok(()),
-            },
-        )?;
-    }
-    Ok(())
-}
-
 /// Reads a table of 8-byte entries, but not its holes, which a claim can make as long as it likes.
-fn for_each_entry(
+pub(crate) fn for_each_entry(
     storage: &dyn Storage,
     offset: HostOffset,
     len: u64,

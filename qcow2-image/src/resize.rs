@@ -7,9 +7,10 @@ use qcow2_alloc::Reason;
 use qcow2_cache::sync::atomic::Ordering;
 use qcow2_cache::{Kinds, MetadataError, field};
 use qcow2_format::geometry::MAX_L1_BYTES;
-use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
+use qcow2_format::{ClusterKind, Header, HostOffset, L1Entry, L2Entry};
 use qcow2_io::{Storage as _, ZeroFlags};
 
+use crate::bitmap::NewBits;
 use crate::bulk::{Change, Set};
 use crate::create::Preallocation;
 use crate::zero::ALL_ZERO;
@@ -36,8 +37,9 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Sizes that the format or the options don't allow; version 2 with snapshots; bitmaps, which are not kept up to date; and
-    /// what the storage reports. Then the disk has its old size or, when it was to become smaller, perhaps the new one.
+    /// Sizes that the format, the options or the granularity of a bitmap don't allow; version 2 with snapshots; bitmaps that are
+    /// inconsistent or broken; and what the storage reports. Then the disk has its old size or, when it was to become smaller,
+    /// perhaps the new one.
     ///
     /// # Locking
     ///
@@ -56,13 +58,9 @@ impl Image {
                 format!("a disk with clusters of this size has at most {limit} bytes"),
             ));
         }
-        if self.meta.header().autoclear.bitmaps() {
-            return Err(ImageError::Unsupported {
-                what: "an image with bitmaps can't be resized: they would no longer fit",
-            });
-        }
         self.get_ready()?;
         let _closed = self.gate.close();
+        self.check_bitmaps_fit(size)?;
         let header = self.header();
         if self.rules.version2 && header.snapshot_count > 0 {
             return Err(ImageError::Unsupported {
@@ -89,8 +87,9 @@ impl Image {
     }
 
     fn switch_size(&self, size: u64) -> Result<(), ImageError> {
-        self.meta
-            .switch_header(field::SIZE, |header| header.virtual_size_raw = size)?;
+        let change = |header: &mut Header| header.virtual_size_raw = size;
+        let switch = || Ok(self.meta.switch_header(field::SIZE, change)?);
+        self.switch_size_of_all(size, NewBits::Clear, switch, change)?;
         self.size.store(size, Ordering::Release);
         Ok(())
     }

@@ -28,10 +28,12 @@ impl Image {
         if self.has_part_of_sector(offset, offset + len) {
             let _closed = self.gate.close();
             self.check_range(offset, len)?;
+            self.record(offset, len)?;
             self.write_guest(bufs, offset, len)?;
         } else {
             let _pass = self.gate.enter();
             self.check_range(offset, len)?;
+            self.record(offset, len)?;
             self.write_guest(bufs, offset, len)?;
         }
         self.tidy()
@@ -48,6 +50,7 @@ impl Image {
                 && let Some((host, true)) = self.plain(offset, len)
             {
                 self.meta.check_data(host, len)?;
+                self.record(offset, len)?;
                 return Ok(self.meta.storage().write_at(buf, host.get())?);
             }
         }

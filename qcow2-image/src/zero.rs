@@ -39,10 +39,12 @@ impl Image {
         if self.has_part_of_sector(range.start, range.end) {
             let _closed = self.gate.close();
             self.check_range(range.start, range.end - range.start)?;
+            self.record(range.start, range.end - range.start)?;
             self.zero_guest(range, self.virtual_size(), flags)?;
         } else {
             let _pass = self.gate.enter();
             self.check_range(range.start, range.end - range.start)?;
+            self.record(range.start, range.end - range.start)?;
             self.zero_guest(range, self.virtual_size(), flags)?;
         }
         self.tidy()
@@ -470,6 +472,7 @@ impl Image {
             if start >= end {
                 return Ok(());
             }
+            self.record(start, end.min(size) - start)?;
             if self.raw_data && self.crypt.is_some() {
                 self.zero_data(start..end.min(size), false)?;
             } else if self.raw_data {

@@ -42,13 +42,16 @@ impl Metadata {
         let new = changed.encode()?;
         self.check(Kinds::MAIN_HEADER, HostOffset::new(0), new.len() as u64)?;
         self.sync()?;
-        let differs = old.iter().zip(&new).rposition(|(old, new)| old != new);
-        let Some(last) = differs else {
+        let differs = |(old, new): (&u8, &u8)| old != new;
+        let mut both = old.iter().zip(&new);
+        let (first, last) = (both.clone().position(differs), both.rposition(differs));
+        let (Some(first), Some(last)) = (first, last) else {
             return Ok(());
         };
         let way = detour(&changed, &old, &new);
-        if last < SECTOR {
-            self.write_sector(&new)?;
+        let sector = first / SECTOR * SECTOR;
+        if last - sector < SECTOR {
+            self.write_part(&new, sector..new.len().min(sector + SECTOR))?;
         } else if let Some((longer, from)) = way {
             self.write_part(&longer, SECTOR..longer.len())?;
             self.write_sector(&longer)?;

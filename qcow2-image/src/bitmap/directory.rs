@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 
 use qcow2_format::bitmap::BitmapDirectory;
+use qcow2_format::header::extension::{BITMAPS, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS};
+use qcow2_format::header::{BitmapsExtension, Extension};
 use qcow2_format::{BitmapEntry, Header, HostOffset};
 use qcow2_io::Storage;
 
@@ -75,14 +77,46 @@ pub(super) fn unusable(name: &[u8], why: impl Into<String>) -> ImageError {
     }
 }
 
+/// Where the directory lies, if there is one whose bitmaps are valid; or why it can't be read.
+pub(super) fn place_of_directory(
+    header: &Header,
+) -> Result<Option<BitmapsExtension>, &'static str> {
+    let is_odd = |one: &Extension| matches!(one, Extension::Unknown { kind: BITMAPS, .. });
+    match header.bitmaps() {
+        _ if !header.autoclear.bitmaps() => Ok(None),
+        None if header.extensions.iter().any(is_odd) => {
+            Err("the header does not say where it lies")
+        }
+        None => Ok(None),
+        Some(one) if one.count == 0 || one.count > MAX_BITMAPS => {
+            Err("the number of bitmaps is not allowed")
+        }
+        Some(one) if one.directory_len_bytes > MAX_BITMAP_DIRECTORY_BYTES => {
+            Err("it is longer than allowed")
+        }
+        Some(one)
+            if one.directory_offset.get() == 0
+                || !header.geometry.is_cluster_aligned(one.directory_offset) =>
+        {
+            Err("it lies where none can")
+        }
+        Some(one) => Ok(Some(*one)),
+    }
+}
+
 /// Reads and judges the directory, but no table. An image without valid bitmaps has none.
 pub(super) fn read_directory(
     storage: &dyn Storage,
     header: &Header,
 ) -> Result<Directory, ImageError> {
     let mut directory = Directory::default();
-    let Some(extension) = header.bitmaps().filter(|_| header.autoclear.bitmaps()) else {
-        return Ok(directory);
+    let extension = match place_of_directory(header) {
+        Ok(Some(extension)) => extension,
+        Ok(None) => return Ok(directory),
+        Err(why) => {
+            directory.rest = Some(why.to_owned());
+            return Ok(directory);
+        }
     };
     let geometry = header.geometry;
     let offset = extension.directory_offset.get();
@@ -91,10 +125,6 @@ pub(super) fn read_directory(
     let len = extension
         .directory_len_bytes
         .min(file_len.saturating_sub(offset));
-    if offset == 0 {
-        directory.rest = Some("the directory's offset is 0".to_owned());
-        return Ok(directory);
-    }
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     storage.read_at(&mut bytes, offset)?;
     let mut at = offset;

@@ -1,5 +1,6 @@
 //! Which ranges of the disk a bitmap has as changed.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::directory::{Directory, Known, read_directory};
@@ -68,13 +69,17 @@ impl Image {
     }
 
     /// Bytes of the disk that a bitmap has as changed.
-    pub(super) fn dirty_bytes(&self, known: &Known) -> Result<u64, ImageError> {
+    pub(super) fn dirty_bytes(&self, known: &Known, budget: &Cell<u64>) -> Result<u64, ImageError> {
         let size = self.meta.header().virtual_size();
         let granularity_bits = known.entry.granularity_bits;
         let granularity = 1_u64 << granularity_bits;
         let bits = size.div_ceil(granularity);
         let mut count = Count::default();
-        self.walk_bits(known, 0..bits, &mut count)?;
+        let counted = Bits {
+            budget: Some(budget),
+            ..self.bits_of(known)
+        };
+        counted.walk(0..bits, &mut count)?;
         let mut last = Count::default();
         if !size.is_multiple_of(granularity) {
             self.walk_bits(known, bits - 1..bits, &mut last)?;
@@ -99,6 +104,7 @@ impl Image {
             geometry: self.geometry,
             entry: &known.entry,
             tracker: tracker.and_then(|number| self.bitmaps.trackers.get(number)),
+            budget: None,
         }
     }
 

@@ -3,13 +3,21 @@
 //! A bitmap has a bit for each stretch of the disk, as long as its granularity says. One that is *enabled* records: each write,
 //! zero write and discard sets the bits of what it touches, and so does all else that changes what the guest sees.
 
-#[allow(dead_code, reason = "recording is built on it")]
+mod begin;
+mod differences;
 mod directory;
+mod edit;
 mod extents;
-#[allow(dead_code, reason = "recording is built on it")]
+mod manage;
+mod merge;
+mod record;
+mod resize;
 mod tracker;
-#[allow(dead_code, reason = "recording is built on it")]
 mod walk;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use qcow2_cache::sync::{Mutex, MutexGuard, lock};
 
@@ -18,6 +26,8 @@ use self::tracker::Trackers;
 use crate::{Image, ImageError};
 
 pub use extents::DirtyRanges;
+pub use manage::{BitmapOptions, BitmapRecovery};
+pub(crate) use resize::NewBits;
 
 /// A persistent bitmap of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,19 +73,33 @@ impl BitmapState {
 /// What an image knows of its bitmaps while it is open.
 pub(crate) struct Bitmaps {
     trackers: Trackers,
+    /// How often the file gets the pages as they are.
+    interval: Duration,
+    /// Taken after the gate and the locks of clusters; commits run under it.
     state: Mutex<State>,
 }
+
+/// A tracker, and one of its pages.
+type PageKey = (usize, u64);
 
 #[derive(Default)]
 struct State {
     /// The bitmaps of an image that is ready for writes.
     directory: Option<Directory>,
+    /// Pages of which the file may have more than is set, each with the number of its last announcement.
+    armed: BTreeMap<PageKey, u64>,
+    /// Announcements so far.
+    stamp: u64,
+    /// When the file last got the pages as they are.
+    refined: Option<Instant>,
 }
 
 impl Bitmaps {
-    pub(crate) fn new() -> Self {
+    /// None yet. The file gets the bits as they are once in an interval.
+    pub(crate) fn new(interval: Duration) -> Self {
         Self {
             trackers: Trackers::new(),
+            interval,
             state: Mutex::default(),
         }
     }
@@ -98,8 +122,10 @@ impl Image {
         let _pass = self.gate.enter();
         self.with_directory(|directory| {
             let mut all = Vec::with_capacity(directory.known.len());
+            let clusters = self.geometry.clusters_for(self.meta.storage().len()?);
+            let budget = Cell::new(clusters);
             for known in &directory.known {
-                all.push(self.info(known)?);
+                all.push(self.info(known, &budget)?);
             }
             if let Some(why) = &directory.rest {
                 all.push(BitmapInfo {
@@ -115,12 +141,12 @@ impl Image {
         })
     }
 
-    fn info(&self, known: &Known) -> Result<BitmapInfo, ImageError> {
+    fn info(&self, known: &Known, budget: &Cell<u64>) -> Result<BitmapInfo, ImageError> {
         let entry = &known.entry;
         let mut state = known.state.clone();
         let mut dirty_bytes = None;
         if state == BitmapState::Consistent {
-            match self.dirty_bytes(known) {
+            match self.dirty_bytes(known, budget) {
                 Ok(bytes) => dirty_bytes = Some(bytes),
                 Err(ImageError::BitmapUnusable { why, .. }) => state = BitmapState::broken(why),
                 Err(error) => return Err(error),

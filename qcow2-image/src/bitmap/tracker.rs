@@ -101,14 +101,14 @@ impl Page {
 pub(super) struct Tracker {
     /// Base-2 logarithm of the bytes that a bit stands for; 0 in a tracker that is not in use.
     granularity_bits: AtomicU32,
-    branches: [OnceLock<Branch>; BRANCHES],
+    branches: OnceLock<Box<[OnceLock<Branch>]>>,
 }
 
 impl Tracker {
     fn new() -> Self {
         Self {
             granularity_bits: AtomicU32::new(0),
-            branches: [const { OnceLock::new() }; BRANCHES],
+            branches: OnceLock::new(),
         }
     }
 
@@ -121,14 +121,16 @@ impl Tracker {
 
     pub(super) fn page(&self, number: u64) -> Option<&Page> {
         let (branch, leaf, page) = split(number);
-        let leaf = self.branches.get(branch)?.get()?.get(leaf)?.get()?;
+        let branches = self.branches.get()?;
+        let leaf = branches.get(branch)?.get()?.get(leaf)?.get()?;
         leaf.get(page)?.get().map(|page| &**page)
     }
 
     /// The page, made if need be; `None` only beyond what a bitmap can have.
     pub(super) fn make_page(&self, number: u64) -> Option<&Page> {
         let (branch, leaf, page) = split(number);
-        let branch = self.branches.get(branch)?.get_or_init(|| cells(LEAVES));
+        let branches = self.branches.get_or_init(|| cells(BRANCHES));
+        let branch = branches.get(branch)?.get_or_init(|| cells(LEAVES));
         let leaf = branch.get(leaf)?.get_or_init(|| cells(PAGES));
         Some(leaf.get(page)?.get_or_init(|| Box::new(Page::new())))
     }
@@ -164,7 +166,8 @@ impl Tracker {
 
     /// Forgets all bits; what the file has counts then. No request is in flight.
     pub(super) fn wipe(&self) {
-        let leaves = self.branches.iter().filter_map(OnceLock::get).flatten();
+        let branches = self.branches.get().into_iter().flatten();
+        let leaves = branches.filter_map(OnceLock::get).flatten();
         let pages = leaves.filter_map(OnceLock::get).flatten();
         for page in pages.filter_map(OnceLock::get) {
             page.wipe();

@@ -1,5 +1,6 @@
 //! From a bitmap's data to runs of bits that are set.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use qcow2_format::bitmap::BitmapCluster;
@@ -21,6 +22,8 @@ pub(super) struct Bits<'a> {
     pub(super) geometry: Geometry,
     pub(super) entry: &'a BitmapEntry,
     pub(super) tracker: Option<&'a Tracker>,
+    /// Clusters of data that may still be read: sound bitmaps have no more than the file.
+    pub(super) budget: Option<&'a Cell<u64>>,
 }
 
 /// Where bits go. `false` stops the walk.
@@ -193,6 +196,13 @@ impl Bits<'_> {
                 BitmapCluster::AllOnes => return Ok(sink.run(bits)),
                 BitmapCluster::Cluster(_) => {}
             }
+        }
+        if let (Some(budget), BitmapCluster::Cluster(_)) = (self.budget, kind) {
+            let left = budget.get().checked_sub(1).ok_or_else(|| {
+                let why = "its data lies on other data, for the file does not hold as much";
+                unusable(&self.entry.name, why)
+            })?;
+            budget.set(left);
         }
         let mut piece: Vec<Words> = Vec::new();
         let mut piece_from = 0;

@@ -13,8 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use qcow2_alloc::Reason;
 use qcow2_cache::sync::atomic::Ordering;
 use qcow2_cache::{Kinds, MetadataError, field};
-use qcow2_format::{HostOffset, L1Entry, Snapshot};
+use qcow2_format::{Header, HostOffset, L1Entry, Snapshot};
 
+use crate::bitmap::NewBits;
 use crate::bulk::{Change, Flags, Set};
 use crate::{Image, ImageError};
 
@@ -217,20 +218,16 @@ impl Image {
         })
     }
 
-    /// Makes the disk what it was when a snapshot was taken; the state it had is lost. The snapshot stays. Requests wait meanwhile.
+    /// Makes the disk what it was when a snapshot was taken; the state it had is lost. The snapshot stays. Bitmaps that
+    /// record have as changed what is different then. Requests wait meanwhile.
     ///
     /// # Errors
     ///
-    /// [`ImageError::NoSnapshot`]; [`ImageError::Unsupported`] for images with bitmaps, which would be wrong then, and for
-    /// version 2 if the disk had another size; refcounts that can't count one more reference, before anything has changed; and what
+    /// [`ImageError::NoSnapshot`]; [`ImageError::Unsupported`] if the disk had another size and a bitmap is inconsistent or
+    /// broken; refcounts that can't count one more reference, before anything has changed; and what
     /// the storage reports, after which the disk is in its old state or in that of the snapshot.
     pub fn apply_snapshot(&self, key: &SnapshotKey) -> Result<(), ImageError> {
         self.meta.check_writable()?;
-        if self.header().autoclear.bitmaps() && self.header().bitmaps().is_some() {
-            return Err(ImageError::Unsupported {
-                what: "the image has bitmaps, which can't go back in time with it",
-            });
-        }
         self.get_ready()?;
         let _closed = self.gate.close();
         let (snapshots, _) = self.snapshot_table()?;
@@ -253,6 +250,7 @@ impl Image {
             .iter()
             .map(|entry| L1Entry::new(entry.l2_table(), false))
             .collect();
+        self.record_return(&old, &new, size)?;
         self.rework(|| {
             // Of what both have, nothing changes.
             let (gone, come) = differing(&old, &new);
@@ -313,13 +311,13 @@ impl Image {
         let switched = self.chart_active(new_place, new).and_then(|()| {
             self.meta.commit(self.alloc()?)?;
             self.meta.write_refcounts()?;
-            Ok(self
-                .meta
-                .switch_header(field::SIZE_AND_L1_TABLE, |header| {
-                    header.virtual_size_raw = size;
-                    header.l1_table_offset = new_place;
-                    header.l1_entries = u32::try_from(new.len()).unwrap_or(u32::MAX);
-                })?)
+            let change = |header: &mut Header| {
+                header.virtual_size_raw = size;
+                header.l1_table_offset = new_place;
+                header.l1_entries = u32::try_from(new.len()).unwrap_or(u32::MAX);
+            };
+            let switch = || Ok(self.meta.switch_header(field::SIZE_AND_L1_TABLE, change)?);
+            self.switch_size_of_all(size, NewBits::Changed, switch, change)
         });
         if let Err(error) = switched {
             self.unchart_active(new_place, new_len, new, old);

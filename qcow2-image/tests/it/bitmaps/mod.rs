@@ -1,4 +1,18 @@
+#![expect(
+    clippy::indexing_slicing,
+    clippy::single_range_in_vec_init,
+    reason = "what goes wrong in a test may end it, and lists of ranges may have one"
+)]
+
+/// Deeds that are cut short, by crashes and by faults; and guests that are.
+mod cut_short;
+/// Both work on the same bitmaps in turn.
+mod exchange;
+/// What a bitmap must have.
+mod model;
 /// QEMU's tools on bitmaps.
 mod oracle;
 /// Bitmaps that QEMU made and filled.
 mod reading;
+/// What is refused, what is broken, and each way to write.
+mod rules;

@@ -1,16 +1,19 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// QEMU's tools on one image.
 pub(super) struct Tools {
     pub(super) image: PathBuf,
+    served: AtomicUsize,
 }
 
 impl Tools {
     pub(super) fn new(folder: &Path) -> Self {
         Self {
             image: folder.join("image.qcow2"),
+            served: AtomicUsize::new(0),
         }
     }
 
@@ -57,11 +60,15 @@ impl Tools {
 
     /// The ranges that QEMU has as dirty.
     pub(super) fn dirty(&self, name: &str) -> Vec<Range<u64>> {
-        let socket = self.image.with_extension("socket");
+        // Of a copy: the server ends when it likes, and until then it keeps others out.
+        let served_before = self.served.fetch_add(1, Ordering::Relaxed);
+        let copy = self.image.with_extension(format!("copy{served_before}"));
+        let socket = copy.with_extension(format!("socket{served_before}"));
+        std::fs::copy(&self.image, &copy).unwrap();
         // It goes to the background once it listens, and ends with the first client.
         let served = Command::new("qemu-nbd")
             .args(["--fork", "-r", "-f", "qcow2", "-B", name, "-k"])
-            .args([socket.as_os_str(), self.image.as_os_str()])
+            .args([socket.as_os_str(), copy.as_os_str()])
             .output()
             .unwrap();
         let told = String::from_utf8_lossy(&served.stderr);

@@ -1,0 +1,203 @@
+//! Adding the bits of one bitmap to another.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use qcow2_cache::Kinds;
+use qcow2_format::BitmapTableEntry;
+use qcow2_format::bitmap::BitmapCluster;
+
+use super::State;
+use super::directory::{Known, unusable};
+use super::edit::Edit;
+use super::record::{bits_of, full_page};
+use super::tracker::{PAGE_BITS, PAGE_WORDS, Words, by_page, masks};
+use super::walk::Sink;
+use crate::{Image, ImageError};
+
+/// Bits in memory: pages that have some.
+struct Sparse {
+    pages: BTreeMap<u64, Box<Words>>,
+    /// Base-2 logarithms of the bytes that a bit stands for, where they come from and here.
+    from_bits: u32,
+    to_bits: u32,
+    size: u64,
+}
+
+impl Sink for Sparse {
+    fn run(&mut self, bits: Range<u64>) -> bool {
+        let start = bits.start << self.from_bits;
+        let end = (bits.end << self.from_bits).min(self.size);
+        if start < end {
+            for part in by_page(bits_of(start, end - start, self.to_bits)) {
+                let page = self.pages.entry(part.start / PAGE_BITS);
+                let page = page.or_insert_with(|| Box::new([0; PAGE_WORDS]));
+                for (index, mask) in masks(part) {
+                    if let Some(word) = page.get_mut(index) {
+                        *word |= mask;
+                    }
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Image {
+    /// Adds to a bitmap what another one has, of this image or another. Their granularities may differ; the disks must have one
+    /// size. Requests to this image wait meanwhile; none that ended before the call is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::NoBitmap`]; [`ImageError::BitmapUnusable`] if one of them is not consistent, or the disks differ in size; and
+    /// what the storages report, after which all is added or nothing.
+    ///
+    /// # Durability
+    ///
+    /// On return it is durable.
+    pub fn merge_bitmap(
+        &self,
+        name: &[u8],
+        source: &Image,
+        source_name: &[u8],
+    ) -> Result<(), ImageError> {
+        let size = self.virtual_size();
+        if source.virtual_size() != size {
+            let why = format!(
+                "it is for a disk of {size} bytes, and the other for one of {} bytes",
+                source.virtual_size()
+            );
+            return Err(unusable(name, why));
+        }
+        if std::ptr::eq(self, source) {
+            return self.edit_bitmaps(|state| {
+                let directory = Self::directory(state);
+                let known = directory.usable(name)?;
+                let other = directory.usable(source_name)?;
+                if name == source_name {
+                    return Ok(());
+                }
+                let bits = self.gather(other, known.entry.granularity_bits.into())?;
+                self.add_bits(state, known, &bits)
+            });
+        }
+        // Before anything here is locked: the other image may be doing the same.
+        let target_bits = self.with_directory(|directory| {
+            let known = directory.usable(name)?;
+            Ok(u32::from(known.entry.granularity_bits))
+        })?;
+        let bits = {
+            let _pass = source.gate.enter();
+            source.with_directory(|directory| {
+                source.gather(directory.usable(source_name)?, target_bits)
+            })?
+        };
+        self.edit_bitmaps(|state| {
+            let directory = Self::directory(state);
+            let known = directory.usable(name)?;
+            let now = self.virtual_size();
+            if u32::from(known.entry.granularity_bits) != target_bits || now != bits.size {
+                return Err(unusable(name, "it changed while the other one was read"));
+            }
+            self.add_bits(state, known, &bits)
+        })
+    }
+
+    /// Reads a bitmap.
+    fn gather(&self, known: &Known, to_bits: u32) -> Result<Sparse, ImageError> {
+        let mut bits = Sparse {
+            pages: BTreeMap::new(),
+            from_bits: known.entry.granularity_bits.into(),
+            to_bits,
+            size: self.meta.header().virtual_size(),
+        };
+        self.walk_bits(known, 0..self.bit_count(known), &mut bits)?;
+        Ok(bits)
+    }
+
+    /// Adds bits to a bitmap: what changes of its data is written to new places.
+    fn add_bits(&self, state: &mut State, known: &Known, bits: &Sparse) -> Result<(), ImageError> {
+        self.settle_bitmaps(state, known.tracker)?;
+        let mut table = self.table_of(known)?;
+        let mut edit = Edit::new(Self::directory(state));
+        let file = self.bits_of(known);
+        let total = self.bit_count(known);
+        let pages_per_cluster = file.per_cluster() / PAGE_BITS;
+        let new: Vec<(&u64, &Box<Words>)> = bits.pages.iter().collect();
+        let cluster_of = |page: u64| page / pages_per_cluster;
+        for same in new.chunk_by(|(a, _), (b, _)| cluster_of(**a) == cluster_of(**b)) {
+            let Some((first, _)) = same.first() else {
+                continue;
+            };
+            let cluster = cluster_of(**first);
+            let index = usize::try_from(cluster).unwrap_or(usize::MAX);
+            let Some(kind) = table.get_mut(index) else {
+                continue;
+            };
+            let first_page = cluster * pages_per_cluster;
+            let end_page = (first_page + pages_per_cluster).min(total.div_ceil(PAGE_BITS));
+            let mut pages: Vec<Words> = match *kind {
+                BitmapCluster::AllOnes => continue,
+                BitmapCluster::AllZeros => {
+                    let count = usize::try_from(end_page - first_page).unwrap_or(0);
+                    vec![[0; PAGE_WORDS]; count]
+                }
+                BitmapCluster::Cluster(offset) => {
+                    file.read_pages(offset, first_page, end_page - first_page)?
+                }
+            };
+            let mut changed = false;
+            for (page, words) in same {
+                let at = usize::try_from(**page - first_page).unwrap_or(usize::MAX);
+                let Some(there) = pages.get_mut(at) else {
+                    continue;
+                };
+                for (there, word) in there.iter_mut().zip(words.iter()) {
+                    changed |= *word & !*there != 0;
+                    *there |= word;
+                }
+            }
+            if !changed {
+                continue;
+            }
+            let pages: Vec<(u64, Words)> = (first_page..).zip(pages).collect();
+            if let BitmapCluster::Cluster(offset) = *kind {
+                edit.drop_clusters(offset, 1, Kinds::BITMAP_DATA);
+            }
+            let full = pages
+                .iter()
+                .all(|(page, words)| *words == full_page(*page, total));
+            *kind = if full {
+                BitmapCluster::AllOnes
+            } else {
+                let data = self.new_data(&pages)?;
+                let offset = data.offset();
+                edit.add(data, Kinds::BITMAP_DATA);
+                BitmapCluster::Cluster(offset)
+            };
+        }
+        self.edit_table(known, &table, &mut edit)?;
+        self.switch_directory(state, edit, |_| {})
+    }
+
+    /// Gives a bitmap another table, as a part of an edit that takes care of its data.
+    pub(super) fn edit_table<'a>(
+        &'a self,
+        known: &Known,
+        table: &[BitmapCluster],
+        edit: &mut Edit<'a>,
+    ) -> Result<(), ImageError> {
+        let entries: Vec<BitmapTableEntry> = table
+            .iter()
+            .map(|kind| BitmapTableEntry::new(*kind))
+            .collect();
+        let place = self.new_table(&entries)?;
+        let all = &mut edit.directory.known;
+        if let Some(new) = all.iter_mut().find(|one| one.place == known.place) {
+            new.entry.table_offset = place.offset();
+            new.entry.table_entries = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        }
+        edit.add(place, Kinds::BITMAP_TABLE);
+        self.drop_table(known, false, edit)
+    }
+}

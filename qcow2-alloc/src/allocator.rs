@@ -167,7 +167,7 @@ impl Allocator {
     }
 
     /// Refcount 0 is no proof: what is known to be metadata is not handed out, whatever its refcount says.
-    fn check_unused(&self, first: u64, count: u64) -> Result<(), AllocError> {
+    pub(crate) fn check_unused(&self, first: u64, count: u64) -> Result<(), AllocError> {
         for number in first..first + count {
             let cluster = HostCluster::new(number);
             if let Some(what) = self.metadata_in(cluster) {

@@ -22,6 +22,14 @@ pub enum AllocError {
         /// Bits in a refcount.
         bits: u32,
     },
+    /// A cluster was to be taken that is in use.
+    #[error("cluster {cluster} was to be taken, but its refcount is {value}")]
+    InUse {
+        /// The cluster.
+        cluster: HostCluster,
+        /// Its refcount.
+        value: u64,
+    },
     /// No host offset that an entry can hold is left.
     #[error(
         "the image file would grow beyond {limit} bytes, the largest offset that the format can express"

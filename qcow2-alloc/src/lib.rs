@@ -17,6 +17,7 @@ mod error;
 mod grow;
 mod refcounts;
 mod release;
+mod relocate;
 mod state;
 mod trim;
 

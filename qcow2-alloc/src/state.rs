@@ -44,6 +44,19 @@ impl State {
         self.table = table;
     }
 
+    /// Bytes of the table.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.table.len() as u64 * 8
+    }
+
+    /// Cuts the table behind `entries`, all of which are empty.
+    pub(crate) fn truncate_table(&mut self, entries: u64) {
+        let entries = usize::try_from(entries).unwrap_or(usize::MAX);
+        self.table.truncate(entries);
+        self.first_maybe_free.truncate(entries);
+        self.first_block = self.first_block.min(entries);
+    }
+
     /// The block that has the refcount of `cluster`, if there is one, and the index in it.
     pub(crate) fn locate(geometry: Geometry, cluster: u64) -> (usize, u64) {
         let block = cluster >> geometry.refcount_block_bits();

@@ -70,6 +70,15 @@ impl Image {
         self.crypt.is_some()
     }
 
+    /// Whether what is encrypted can't be moved as it is: sectors are numbered by their place in the file.
+    pub(crate) fn ciphers_by_place(&self) -> bool {
+        #[cfg(feature = "encryption")]
+        let by_place = self.crypt.as_ref().is_some_and(|crypt| !crypt.by_guest);
+        #[cfg(not(feature = "encryption"))]
+        let by_place = false;
+        by_place
+    }
+
     /// Whether a request can't be written as it is: it has parts of sectors. The end of the disk counts as the end of a sector.
     pub(crate) fn has_part_of_sector(&self, start: u64, end: u64) -> bool {
         self.crypt.is_some()

@@ -55,7 +55,7 @@ impl Image {
     }
 
     /// Fills the map of metadata.
-    fn chart(&self, header: &Header) -> Result<(), ImageError> {
+    pub(crate) fn chart(&self, header: &Header) -> Result<(), ImageError> {
         let map = self.meta.overlap();
         let geometry = self.geometry;
         let cluster = geometry.cluster_size();

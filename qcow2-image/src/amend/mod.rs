@@ -91,7 +91,7 @@ impl Image {
     }
 
     /// Brings everything to the file, and the dirty bit down: what follows goes past the caches, or changes what they are made for.
-    fn close_books(&self) -> Result<(), ImageError> {
+    pub(crate) fn close_books(&self) -> Result<(), ImageError> {
         self.settle_closed()?;
         self.close_bitmaps()?;
         Ok(self.meta.settle(self.alloc()?)?)

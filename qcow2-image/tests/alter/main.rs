@@ -1,4 +1,4 @@
-//! What changes an image as a whole: options that are amended.
+//! What changes an image as a whole: options that are amended, and compaction.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -12,6 +12,10 @@ mod amend_cut;
 mod amend_qemu;
 /// What is refused, and that nothing has changed then.
 mod amend_refusal;
+/// Compaction, cut short.
+mod compact_cut;
+/// Random images, compacted.
+mod compact_random;
 /// The reference program.
 mod oracle;
 /// Images before and after a deed, crashes and faults in between.

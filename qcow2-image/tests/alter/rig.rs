@@ -174,7 +174,16 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn new(deed: Deed) -> Self {
-        let start = prepare(&deed);
+        Self::after_work(deed, |_| {})
+    }
+
+    /// With more work before the deed.
+    pub(crate) fn after_work(deed: Deed, work: impl FnOnce(&Image)) -> Self {
+        let memory = Arc::new(Memory::from(prepare(&deed)));
+        let image = deed.options().open(memory.clone()).unwrap();
+        work(&image);
+        image.close().unwrap();
+        let start = memory.to_vec().unwrap();
         let memory = || Arc::new(Memory::from(start.clone())) as Arc<dyn Storage>;
         assert_sound(&memory());
         let before = state(|| deed.options(), &memory());

@@ -55,6 +55,8 @@ impl Image {
     pub fn amend(&mut self, options: &AmendOptions<'_>) -> Result<(), AmendError> {
         self.meta.check_writable()?;
         self.flush_all()?;
+        // They are taken up again when the image is next written to.
+        self.close_bitmaps()?;
         let plan = Plan::new(self, options)?;
         #[cfg(feature = "encryption")]
         self.amend_keys(options)?;

@@ -38,6 +38,12 @@ impl Plan {
         plan.header.encode()?;
         if let Some(size) = size {
             check_size(image, size, target)?;
+            if plan.header.autoclear.bitmaps() {
+                image.get_ready()?;
+                let fit = image.check_bitmaps_fit(size);
+                image.close_bitmaps()?;
+                fit?;
+            }
         }
         if plan.downgrade {
             plan.check_downgrade(image)?;

@@ -13,6 +13,7 @@
 //! Guests' requests wait while clusters are moved, but not all the time: the work is done in slices.
 
 mod apply;
+mod bitmaps;
 mod extents;
 mod fragments;
 mod into;
@@ -51,7 +52,7 @@ impl Image {
     /// Moves clusters so that the file gets as small as it can without loss, or into the order of the disk. What the guest and all
     /// snapshots show stays the same, and so does what they share. It may be called while others use the image.
     ///
-    /// Not moved are the header, the area of LUKS keys, and bitmaps. The file may keep holes before them, and where compressed data
+    /// Not moved are the header and the area of LUKS keys. The file may keep holes before that, and where compressed data
     /// is packed in pieces that fit into none; otherwise there are none left.
     ///
     /// # Errors

@@ -19,6 +19,12 @@ pub(super) enum What {
     RefcountTable,
     /// The block with this number.
     RefcountBlock(u64),
+    BitmapDirectory,
+    /// Of so many bytes, with its pointer there.
+    BitmapTable {
+        pointer: HostOffset,
+        len: u64,
+    },
 }
 
 /// A structure and the clusters that it fills.
@@ -41,6 +47,8 @@ impl Structure {
             What::SnapshotL1 => Kinds::INACTIVE_L1,
             What::RefcountTable => Kinds::REFCOUNT_TABLE,
             What::RefcountBlock(_) => Kinds::REFCOUNT_BLOCK,
+            What::BitmapDirectory => Kinds::BITMAP_DIRECTORY,
+            What::BitmapTable { .. } => Kinds::BITMAP_TABLE,
         }
     }
 }
@@ -151,7 +159,8 @@ impl Image {
             What::SnapshotTable => self.meta.switch_header(field::SNAPSHOTS, |header| {
                 header.snapshot_table_offset = new;
             })?,
-            _ => self.redirect_snapshots(old, new)?,
+            What::SnapshotL1 => self.redirect_snapshots(old, new)?,
+            _ => self.redirect_bitmaps(it.what, new)?,
         }
         map.remove(old, len, it.kinds());
         for number in it.first..it.end() {

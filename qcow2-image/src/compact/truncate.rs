@@ -48,6 +48,9 @@ impl Work<'_> {
         if self.move_structures(&mut map, goal)? {
             return Ok(true);
         }
+        if self.move_bitmaps(&mut map, goal)? {
+            return Ok(true);
+        }
         let from = goal.max(map.end.saturating_sub(self.slice));
         let moves = image.fill_holes(&map, from, goal)?;
         self.moved_bytes += image.apply(&moves)?;

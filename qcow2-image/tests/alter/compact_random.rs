@@ -107,7 +107,7 @@ fn used(recipe: &CreateOptions, kind: Kind, seed: u64) -> Arc<Memory> {
 }
 
 /// Clusters in use, and one past the last of them.
-fn usage(storage: &dyn Storage) -> (u64, u64) {
+pub(crate) fn usage(storage: &dyn Storage) -> (u64, u64) {
     usage_of(Image::options(), storage)
 }
 

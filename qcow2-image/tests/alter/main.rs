@@ -12,6 +12,8 @@ mod amend_cut;
 mod amend_qemu;
 /// What is refused, and that nothing has changed then.
 mod amend_refusal;
+/// Bitmaps in images that are amended or compacted.
+mod bitmaps;
 /// Compaction, cut short.
 mod compact_cut;
 /// Random images, compacted.

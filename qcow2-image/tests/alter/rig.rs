@@ -242,6 +242,16 @@ impl Case {
 
     /// Crashes after every `step`th operation of the storage.
     pub(crate) fn crash_everywhere(&self, random: &mut Random, step: usize) {
+        self.crash_everywhere_and(random, step, |_| {});
+    }
+
+    /// The same, with one more look at what the crash leaves.
+    pub(crate) fn crash_everywhere_and(
+        &self,
+        random: &mut Random,
+        step: usize,
+        also: impl Fn(&Arc<dyn Storage>),
+    ) {
         let tape = Tape::new();
         let base = Arc::new(self.start.clone());
         let storage = tape.record(0, Arc::new(Overlay::new(base)));
@@ -253,6 +263,7 @@ impl Case {
             moment.advance(entry);
             if number % step == 0 {
                 let (storages, loss) = moment.crash(random).unwrap();
+                also(&storages[0]);
                 self.look(&storages[0], &format!("crash after {number}, {loss}"));
             }
         }

@@ -78,7 +78,7 @@ impl Image {
     /// Writes what this image, and the layers between, hold down into a layer of the chain, which must be open for writing:
     /// [by its place](crate::ImageOptions::writable_layer) or [given](crate::ImageOptions::backing_image) so. A base that is shorter than this disk
     /// grows; one that is longer keeps what it has behind. Afterwards the image is emptied: it reads through to the
-    /// base. Its snapshots stay.
+    /// base. Its snapshots stay; what they don't have themselves comes from the base as it is then.
     ///
     /// # Errors
     ///

@@ -66,6 +66,8 @@ impl Image {
     /// Nothing is read where the tables tell that both are the same, and nothing stored where both read alike. Backing
     /// files may be shorter or longer than the image: what they lack are zeros.
     ///
+    /// Only the disk as it is now is looked after: a snapshot of the image that does not have something itself shows the new file.
+    ///
     /// To change only what the image says, whatever the new file has, use [`set_backing_name`](Self::set_backing_name).
     ///
     /// # Errors

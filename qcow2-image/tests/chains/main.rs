@@ -12,6 +12,9 @@ mod rig;
 /// What comes of it, beside plain bytes.
 mod model;
 
+/// Layers of special kinds.
+mod kinds;
+
 /// Work that is cut short, by a crash at any moment or by any single fault.
 mod cut_short;
 

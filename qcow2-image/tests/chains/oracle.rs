@@ -3,13 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use qcow2_image::chain::{BackingFile, SegmentKind};
 use qcow2_image::commit::CommitOptions;
+use qcow2_image::create::CreateOptions;
+use qcow2_image::difference::{Changes, ExportOptions, export};
 use qcow2_image::rebase::RebaseOptions;
 use qcow2_image::testing::{Random, qemu};
 use qcow2_image::{Image, ImageOptions, References};
 use qcow2_io::codec::Level;
+use qcow2_io::{FileOptions, Memory};
 
 use crate::rig::{Pile, Spec, difference, read};
 
@@ -295,4 +299,48 @@ fn qemu_maps_the_same() {
             assert_eq!(ours, theirs, "seed {seed}, sector {sector}");
         }
     }
+}
+
+#[test]
+fn what_qemu_has_noted_as_changed_is_exported() {
+    if !is_available("an incremental backup by a bitmap of QEMU") {
+        return;
+    }
+    let folder = Folder::new(&[]);
+    folder.img(&["create", "-q", "-f", "qcow2", "top", "4M"]);
+    let write = |commands: &[&str]| {
+        let mut args = vec!["-f", "qcow2"];
+        args.extend(commands.iter().flat_map(|command| ["-c", command]));
+        let output = Command::new("qemu-io")
+            .args(args)
+            .arg(folder.path("top"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    write(&["write -P 1 0 3M", "write -P 2 3M 100k"]);
+    folder.img(&["convert", "-O", "raw", "top", "old"]);
+    folder.img(&["bitmap", "-f", "qcow2", "--add", "top", "since"]);
+    write(&[
+        "write -P 3 1M 64k",
+        "write -z 2M 200k",
+        "write -P 4 4000k 1k",
+    ]);
+    let image = folder.open(folder.options().read_only(true));
+    let backup = CreateOptions::new(4 << 20).backing_file("old", "raw");
+    let file = FileOptions::new().write(true).create(true);
+    let file = file.open(folder.path("backup")).unwrap();
+    Image::create(&file, &backup).unwrap();
+    let target = Image::options().backing(Arc::new(Memory::new()));
+    let target = target.open_file(file).unwrap();
+    let mut ranges = image.dirty_ranges(b"since", 0..u64::MAX);
+    let changes = Changes::Ranges(&mut ranges);
+    let report = export(&image.chain(), changes, &target, &ExportOptions::new()).unwrap();
+    assert!(report.stored_bytes <= 3 * 65536, "{report:?}");
+    assert!(report.zeroed_bytes >= 196_608, "{report:?}");
+    target.close().unwrap();
+    let wanted = read(&image);
+    drop(image);
+    assert_eq!(difference(&folder.disk("backup", "qcow2"), &wanted), None);
+    folder.img(&["compare", "-f", "qcow2", "-F", "qcow2", "top", "backup"]);
 }

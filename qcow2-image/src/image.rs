@@ -152,17 +152,22 @@ impl Image {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.settle()
-    }
-
-    /// Makes the file what it is when it is closed; the image stays open.
-    pub(crate) fn settle(&self) -> Result<(), ImageError> {
         let Some(alloc) = &self.alloc else {
             return Ok(());
         };
         self.fill_last_sector()?;
         self.flush_all()?;
         self.store_bitmaps()?;
+        Ok(self.meta.settle(alloc)?)
+    }
+
+    /// Makes everything durable and the refcounts on disk complete; the image stays open, and its bitmaps in use.
+    pub(crate) fn settle(&self) -> Result<(), ImageError> {
+        let Some(alloc) = &self.alloc else {
+            return Ok(());
+        };
+        self.fill_last_sector()?;
+        self.flush_all()?;
         Ok(self.meta.settle(alloc)?)
     }
 

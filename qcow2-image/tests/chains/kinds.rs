@@ -9,7 +9,10 @@ use qcow2_image::create::CreateOptions;
 use qcow2_image::luks::{KeyCost, LuksOptions};
 use qcow2_image::rebase::RebaseOptions;
 use qcow2_image::testing::Random;
-use qcow2_image::{Image, ImageError, ImageOptions, References, SnapshotKey, SnapshotOptions};
+use qcow2_image::{
+    BitmapOptions, BitmapState, Image, ImageError, ImageOptions, References, SnapshotKey,
+    SnapshotOptions,
+};
 use qcow2_io::cipher::Secret;
 use qcow2_io::codec::Level;
 use qcow2_io::{FileOptions, Memory, Storage, ZeroFlags};
@@ -195,6 +198,42 @@ fn snapshots_survive_a_commit() {
     assert_eq!(read(&image)[99..101], [4, 1]);
     image.close().unwrap();
     assert_eq!(damage(&file, false), []);
+}
+
+#[test]
+fn bitmaps_of_the_base_note_what_comes_down() {
+    let base_file = Arc::new(Memory::new());
+    Image::create(&base_file, &CreateOptions::new(SIZE)).unwrap();
+    let base = Image::options().open(base_file.clone()).unwrap();
+    base.create_bitmap(b"since", &BitmapOptions::new()).unwrap();
+    let base = Arc::new(base);
+    let file = Arc::new(Memory::new());
+    let options = CreateOptions::new(SIZE).backing_file("base", "qcow2");
+    Image::create(&file, &options).unwrap();
+    let open = Image::options().backing_image(Arc::clone(&base));
+    let mut image = open.open(file.clone()).unwrap();
+    image.create_bitmap(b"own", &BitmapOptions::new()).unwrap();
+    image.write_at(&vec![1; 70_000], 131_072).unwrap();
+    let noted = |image: &Image, name: &[u8]| -> Vec<std::ops::Range<u64>> {
+        let ranges = image.dirty_ranges(name, 0..u64::MAX);
+        ranges.map(Result::unwrap).collect()
+    };
+    let wanted = vec![131_072..262_144; 1];
+    assert_eq!(noted(&image, b"own"), wanted);
+    assert_eq!(noted(&base, b"since"), []);
+    image.commit(&CommitOptions::new()).unwrap();
+    // The disk of the overlay has not changed, that of the base has.
+    assert_eq!(noted(&image, b"own"), wanted);
+    assert_eq!(noted(&base, b"since"), wanted);
+    image.close().unwrap();
+    drop(base);
+    for (file, name) in [(base_file, &b"since"[..]), (file, b"own")] {
+        assert_eq!(damage(&file, false), []);
+        let image = Image::options().read_only(true).no_backing();
+        let image = image.open(file).unwrap();
+        assert_eq!(image.bitmaps().unwrap()[0].state, BitmapState::Consistent);
+        assert_eq!(noted(&image, name), wanted);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! A [`Program`] is an image of some [`Shape`] and a sequence of [`Action`]s, all from one seed. A [`Player`] plays it on an open
 //! image, with a [`Ledger`] of plain bytes beside it. On that stand the runs: beside QEMU ([`run_beside_qemu`], [`run_by_qemu`]) or
 //! alone ([`run_in_memory`]), with a crash at any moment ([`crash_states`]), with any operation of the storage failing
-//! ([`FaultRuns`]). A run that fails is made small by [`shrink`].
+//! ([`FaultRuns`]). A run that fails is made small by [`shrink`]. What is done to an image as a whole comes in [`lives`](live).
 #![expect(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
@@ -19,6 +19,7 @@ mod failure;
 mod faults;
 mod files;
 mod ledger;
+mod life;
 mod lifeline;
 mod play;
 mod prepare;
@@ -41,6 +42,7 @@ pub use failure::Failure;
 pub use faults::{FaultCase, FaultRuns};
 pub use files::{Files, First};
 pub use ledger::{Effect, Ledger, State, View};
+pub use life::live;
 pub use play::{Manner, Player};
 pub use prepare::{in_folder, in_memory};
 pub use random::Random;

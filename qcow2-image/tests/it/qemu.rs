@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qcow2_image::testing::{
-    Failure, Program, RealEngine, Scale, qemu, run_beside_qemu, run_by_qemu,
+    Failure, Program, RealEngine, Scale, live, qemu, run_beside_qemu, run_by_qemu,
 };
 
 /// Whether the tools are there. If not, says so; where they are required, fails.
@@ -47,5 +47,15 @@ fn what_qemu_writes_is_read_here() {
         run_all(3000..3016, |engine, program, folder| {
             run_by_qemu(engine, program, folder)
         });
+    }
+}
+
+#[test]
+fn lives_go_on_whoever_does_the_next_deed() {
+    if is_available("12 lives") {
+        for seed in 1..13 {
+            let folder = tempfile::tempdir().unwrap();
+            live(seed, 12, folder.path()).unwrap();
+        }
     }
 }

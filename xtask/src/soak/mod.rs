@@ -8,11 +8,14 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use qcow2_image::testing::{
-    Engine, Failure, FaultRuns, Program, RealEngine, Scale, in_memory, qemu, run_beside_qemu,
+    Engine, Failure, FaultRuns, Program, RealEngine, Scale, in_memory, live, qemu, run_beside_qemu,
     run_by_qemu, run_in_memory,
 };
 
 use programs::Plan;
+
+/// What is done in a life.
+const DEEDS: usize = 16;
 
 /// Run random programs on images, and compare with plain bytes and with QEMU
 ///
@@ -34,8 +37,12 @@ pub(crate) struct Args {
     #[arg(long)]
     faults: bool,
 
-    /// Don't run QEMU
+    /// Run lives instead: snapshots, bitmaps, sizes, versions and backing files come and go, by us and by QEMU in turn
     #[arg(long, conflicts_with = "faults")]
+    lives: bool,
+
+    /// Don't run QEMU
+    #[arg(long, conflicts_with_all = ["faults", "lives"])]
     without_qemu: bool,
 
     /// How many run at once; one for each core if left out
@@ -61,12 +68,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     );
     let (scale, unit) = if args.faults {
         (Scale::Small, "faults")
+    } else if args.lives {
+        (Scale::Small, "deeds")
     } else {
         (Scale::Full, "comparisons")
     };
     let judge = |program: &Program, folder: &Path| {
         if args.faults {
             return faults(&engine, program, folder);
+        }
+        if args.lives {
+            live(program.seed, DEEDS, folder)?;
+            return Ok(DEEDS as u64);
         }
         match program.seed % 4 {
             _ if !with_qemu => run_in_memory(&engine, program)?,
@@ -80,7 +93,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         programs: args.programs,
         jobs: args.jobs.unwrap_or_else(cores),
         max_failures: args.max_failures,
-        shrink: !args.no_shrink,
+        // A life is told from its beginning.
+        shrink: !args.no_shrink && !args.lives,
         make: |seed| Program::random(seed, scale, with_qemu),
         judge,
     };

@@ -58,7 +58,8 @@ impl Image {
     fn record_changes(&self, offset: u64, len: u64) -> Result<(), ImageError> {
         let mut all = true;
         for (_, tracker, granularity_bits) in self.bitmaps.trackers.iter() {
-            all &= tracker.mark(bits_of(offset, len, granularity_bits));
+            let bits = bits_of(offset, len, granularity_bits);
+            all &= tracker.has_all(&bits) || tracker.mark(bits);
         }
         if all {
             return Ok(());

@@ -141,6 +141,26 @@ impl Tracker {
         page.is_loaded().then(|| page.words())
     }
 
+    /// Whether bits are set and stored; looked at only if they are in one word.
+    #[inline]
+    pub(super) fn has_all(&self, bits: &Range<u64>) -> bool {
+        let last = bits.end.wrapping_sub(1);
+        if bits.start / 64 != last / 64 {
+            return false;
+        }
+        let Some(page) = self.page(last / PAGE_BITS) else {
+            return false;
+        };
+        let index = usize::try_from(last / 64 % (PAGE_BITS / 64)).unwrap_or(0);
+        let mask = (u64::MAX << (bits.start % 64)) & (u64::MAX >> (63 - last % 64));
+        let has = |words: &[AtomicU64; PAGE_WORDS]| {
+            let word = words.get(index);
+            word.is_some_and(|word| word.load(Ordering::SeqCst) & mask == mask)
+        };
+        // In this order: see `narrow`.
+        has(&page.set) && has(&page.stored)
+    }
+
     /// Sets bits as far as they have pages. Tells whether all are set and stored.
     pub(super) fn mark(&self, bits: Range<u64>) -> bool {
         let mut all = true;
@@ -331,7 +351,9 @@ mod tests {
         assert!(!tracker.mark(10..20), "there is no page");
         let page = tracker.make_page(0).unwrap();
         page.load(&words_of(12..14));
-        assert!(tracker.mark(12..14));
+        assert!(tracker.has_all(&(12..14)) && tracker.mark(12..14));
+        assert!(!tracker.has_all(&(11..14)) && !tracker.has_all(&(12..15)));
+        assert!(!tracker.has_all(&(12..70)) && !tracker.has_all(&(5000..5001)));
         assert!(!tracker.mark(10..20));
         assert_eq!(page.words(), words_of(10..20));
         page.mark_stored(&[u64::MAX; PAGE_WORDS]);

@@ -9,6 +9,8 @@
     reason = "what goes wrong in a test may end it, and helpers are part of the tests"
 )]
 
+/// Bitmaps that record, while others write and flush.
+mod bitmaps;
 /// Whole images, with two or three requests that meet.
 mod disk;
 /// How the schedules are chosen.

@@ -483,3 +483,79 @@ fn whatever_a_crash_leaves_no_change_is_missing() {
     }
     assert!(partly > 100, "{partly}");
 }
+
+/// Requests of a guest that goes on when one fails.
+fn play_on(image: &Image, random: &mut Random) {
+    for number in 0..8 {
+        let start = random.below(LEN);
+        let len = 1 + random.below((LEN - start).min(60_000));
+        let bytes = vec![number + 10; usize::try_from(len).unwrap()];
+        let _ = match random.below(6) {
+            0..3 => image.write_at(&bytes, start),
+            3 => image.write_zeroes(start..start + len, ZeroFlags::MAY_UNMAP),
+            4 => image.discard(start..start + len),
+            _ => image.flush(),
+        };
+    }
+}
+
+#[test]
+fn whatever_fails_no_change_is_missing() {
+    let mut consistent = 0;
+    let mut inconsistent = 0;
+    for (recipe, seed) in recipes().iter().zip(900..) {
+        let start = prepare(recipe, Deed::Create);
+        let cleared = Arc::new(Memory::from(start));
+        let image = Image::options().open(cleared.clone()).unwrap();
+        image.clear_bitmap(b"on").unwrap();
+        let old = content(&image);
+        image.close().unwrap();
+        let base = Arc::new(cleared.to_vec().unwrap());
+        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+            for nth in 1.. {
+                let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
+                let image = Image::options()
+                    .bitmap_interval(Duration::ZERO)
+                    .open(storage.clone())
+                    .unwrap();
+                storage.add(Fault::on(operation).nth(nth));
+                play_on(&image, &mut Random::new(seed));
+                let closed = image.close();
+                let struck = storage.struck();
+                storage.clear();
+                let how = format!("{operation} {nth} fails: {closed:?}");
+                let storage: Arc<dyn Storage> = storage;
+                assert_eq!(damage(&storage), [], "{how}");
+                let image = open(&storage);
+                let mut model = Model::new(512, LEN);
+                let now = content(&image);
+                let sectors = old.chunks(512).zip(now.chunks(512));
+                for (start, _) in (0..)
+                    .step_by(512)
+                    .zip(sectors)
+                    .filter(|(_, (old, now))| old != now)
+                {
+                    model.set(start..start + 512);
+                }
+                let infos = image.bitmaps().unwrap();
+                let info = infos.iter().find(|info| info.name == b"on");
+                if info.unwrap().state == BitmapState::Inconsistent {
+                    inconsistent += 1;
+                    image
+                        .recover_bitmap(b"on", BitmapRecovery::AsStored)
+                        .unwrap();
+                } else {
+                    consistent += 1;
+                }
+                assert!(model.is_within(&extents(&image, "on")), "{how}");
+                if struck == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(
+        consistent > 20 && inconsistent > 20,
+        "{consistent} {inconsistent}"
+    );
+}

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use qcow2_check::Severity;
 use qcow2_image::create::CreateOptions;
 use qcow2_image::testing::Random;
-use qcow2_image::{BitmapOptions, BitmapState, Image, ResizeOptions};
+use qcow2_image::{BitmapOptions, BitmapState, Image, ResizeOptions, SnapshotKey, SnapshotOptions};
 use qcow2_io::codec::Level;
 use qcow2_io::{File, FileOptions, Storage, ZeroFlags};
 
@@ -136,7 +136,7 @@ fn turn_here(tools: &Tools, random: &mut Random, expected: &mut Expected) {
     for _ in 0..10 {
         let (start, len) = draw_range(random, expected.size);
         let end = start + len;
-        match random.below(8) {
+        match random.below(9) {
             0 | 1 => {
                 let bytes = vec![1; usize::try_from(len).unwrap()];
                 image.write_at(&bytes, start).unwrap();
@@ -175,11 +175,54 @@ fn turn_here(tools: &Tools, random: &mut Random, expected: &mut Expected) {
                     model.resize(size);
                 }
             }
+            7 if random.one_in(3) => go_back(&image, random, expected),
             _ => manage(random, expected, &mut &image),
         }
         compare_here(&image, expected);
     }
     image.close().unwrap();
+}
+
+/// Takes a snapshot, or returns to one: then at least what is different has changed in those that record.
+fn go_back(image: &Image, random: &mut Random, expected: &mut Expected) {
+    let snapshots = image.snapshots().unwrap();
+    let Some(snapshot) = snapshots.last().filter(|_| random.one_in(2)) else {
+        let options = SnapshotOptions::new("s");
+        image.create_snapshot(&options).unwrap();
+        return;
+    };
+    let key = SnapshotKey::Id(snapshot.id.clone());
+    let content = |image: &Image| {
+        let mut bytes = vec![0; usize::try_from(image.virtual_size()).unwrap()];
+        image.read_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let old = content(image);
+    image.apply_snapshot(&key).unwrap();
+    let new = content(image);
+    expected.size = new.len() as u64;
+    for (name, (model, enabled)) in &mut expected.bitmaps {
+        model.resize(expected.size);
+        let found = extents(image, name);
+        if !*enabled {
+            continue;
+        }
+        for (start, new) in (0..).step_by(512).zip(new.chunks(512)) {
+            let at = usize::try_from(start).unwrap();
+            if old.get(at..at + new.len()) != Some(new) {
+                model.set(start..start + 512);
+            }
+        }
+        assert!(model.is_within(&found), "{name}");
+        // Whole clusters have changed, also where they have the same bytes.
+        model.clear();
+        for range in found {
+            model.set(range);
+        }
+    }
+    if random.one_in(2) {
+        image.delete_snapshot(&key).unwrap();
+    }
 }
 
 fn turn_there(mut tools: &Tools, random: &mut Random, expected: &mut Expected) {

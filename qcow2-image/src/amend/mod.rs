@@ -64,6 +64,7 @@ impl Image {
             self.complete_snapshots()?;
         }
         if plan.header != self.header() {
+            self.close_bitmaps()?;
             self.close_books()?;
             let rewritten = self.meta.rewrite_header(|header| *header = plan.header);
             if let Err(error) = rewritten {
@@ -74,6 +75,7 @@ impl Image {
             self.renew()?;
         }
         if let Some(order) = plan.refcount_order {
+            self.close_bitmaps()?;
             self.close_books()?;
             self.rebuild_refcounts(order, options.monitor)?;
             self.renew()?;
@@ -95,7 +97,6 @@ impl Image {
     /// Brings everything to the file, and the dirty bit down: what follows goes past the caches, or changes what they are made for.
     pub(crate) fn close_books(&self) -> Result<(), ImageError> {
         self.settle_closed()?;
-        self.close_bitmaps()?;
         Ok(self.meta.settle(self.alloc()?)?)
     }
 

@@ -156,8 +156,34 @@ impl Image {
         })
     }
 
+    /// As [`store_bitmaps`](Self::store_bitmaps), for as long as what it gives lives. No request may be in flight until then.
+    pub(crate) fn rest_bitmaps(&self) -> Result<Resting<'_>, ImageError> {
+        let resting = Resting(self);
+        self.store_bitmaps()?;
+        Ok(resting)
+    }
+
+    /// Marks those that record as in use again.
+    fn resume_bitmaps(&self) -> Result<(), ImageError> {
+        let mut state = self.bitmaps.lock();
+        let Some(directory) = &mut state.directory else {
+            return Ok(());
+        };
+        let mut marked = false;
+        for known in &mut directory.known {
+            if known.tracker.is_some() && !known.entry.flags.in_use() {
+                self.write_flags(known, BitmapFlags::new(true, true))?;
+                marked = true;
+            }
+        }
+        if marked {
+            self.meta.flush()?;
+        }
+        Ok(())
+    }
+
     /// As [`store_bitmaps`](Self::store_bitmaps), and what is known of them is forgotten: the image has to get ready again
-    /// before it is written to. No request is in flight.
+    /// before it is written to. The caller has the image for itself: a request that waits at the gate has seen it ready.
     pub(crate) fn close_bitmaps(&self) -> Result<(), ImageError> {
         self.store_bitmaps()?;
         self.ready.store(false, Ordering::Release);
@@ -188,6 +214,18 @@ impl Image {
             self.write_flags(known, BitmapFlags::new(false, auto))?;
         }
         Ok(self.meta.flush()?)
+    }
+}
+
+/// The file is as if the bitmaps had been closed while this lives.
+pub(crate) struct Resting<'a>(&'a Image);
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        if self.0.resume_bitmaps().is_err() {
+            // A write would be missing in bitmaps that the file says are complete.
+            self.0.meta.give_up();
+        }
     }
 }
 

@@ -59,7 +59,9 @@ impl Image {
         options: &CompactOptions<'_>,
     ) -> Result<Option<u64>, ImageError> {
         let _closed = self.gate.close();
+        let mut _resting = None;
         if !self.is_read_only() {
+            _resting = Some(self.rest_bitmaps()?);
             self.close_books()?;
         }
         if self.header().incompatible.dirty() {

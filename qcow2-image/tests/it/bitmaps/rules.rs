@@ -5,8 +5,8 @@ use qcow2_check::{Options, Severity, check};
 use qcow2_format::header::Version;
 use qcow2_image::create::CreateOptions;
 use qcow2_image::{
-    AmendOptions, BitmapOptions, BitmapRecovery, BitmapState, Image, ImageError, ResizeOptions,
-    SnapshotKey, SnapshotOptions,
+    AmendOptions, BitmapOptions, BitmapRecovery, BitmapState, CompactOptions, Image, ImageError,
+    ResizeOptions, SnapshotKey, SnapshotOptions,
 };
 use qcow2_io::cipher::Secret;
 use qcow2_io::{Memory, Op, Storage};
@@ -548,4 +548,44 @@ fn bitmaps_go_on_when_the_image_is_amended() {
     let image = Image::options().open(memory).unwrap();
     assert_eq!(extents(&image, "on"), model.ranges());
     assert_eq!(extents(&image, "off"), []);
+}
+
+#[test]
+fn a_compacted_copy_has_the_bitmaps_and_the_image_goes_on_recording() {
+    let (memory, image) = fresh();
+    image.create_bitmap(b"on", &sectors()).unwrap();
+    let mut model = Model::new(512, SIZE);
+    let mut write = |image: &Image, start: u64| {
+        image.write_at(&[1; 512], start).unwrap();
+        model.set(start..start + 512);
+        model.clone()
+    };
+    write(&image, 1 << 20);
+    image.discard(0..4096).unwrap();
+    write(&image, 0);
+    let mut expected = write(&image, 8192);
+    expected.set(0..4096);
+    let target = Arc::new(Memory::new());
+    let options = CompactOptions::new();
+    image
+        .compact_into(target.clone(), Image::options(), &options)
+        .unwrap();
+    let copy = Image::options().open(target).unwrap();
+    assert_eq!(extents(&copy, "on"), expected.ranges());
+    image.compact(&options).unwrap();
+    image.write_at(&[1; 512], 3 << 20).unwrap();
+    expected.set(3 << 20..(3 << 20) + 512);
+    let crashed = Arc::new(Memory::from(memory.to_vec().unwrap()));
+    let crashed = Image::options().open(crashed).unwrap();
+    assert_eq!(
+        names(&crashed),
+        [("on".to_owned(), BitmapState::Inconsistent)]
+    );
+    crashed
+        .recover_bitmap(b"on", BitmapRecovery::AsStored)
+        .unwrap();
+    assert!(expected.is_within(&extents(&crashed, "on")));
+    image.close().unwrap();
+    let image = Image::options().open(memory).unwrap();
+    assert_eq!(extents(&image, "on"), expected.ranges());
 }

@@ -79,7 +79,8 @@ impl Image {
     ///
     /// # Durability
     ///
-    /// Durable on return. After a crash the image names the old file or the new one, and its disk is the same over either.
+    /// Durable on return. After a crash the image names the old file or the new one, and its disk is the same over either. In version 2
+    /// this holds as long as header and name fit in 512 bytes.
     pub fn rebase(
         &mut self,
         to: Option<&BackingFile>,

@@ -8,7 +8,7 @@ use qcow2_image::create::CreateOptions;
 use qcow2_image::difference::{Changes, Comparison, Differences, ExportOptions, export};
 use qcow2_image::rebase::RebaseOptions;
 use qcow2_image::testing::Random;
-use qcow2_image::{Image, Monitor, SnapshotKey, SnapshotOptions};
+use qcow2_image::{Image, ImageOptions, Monitor, SnapshotKey, SnapshotOptions};
 use qcow2_io::codec::Level;
 use qcow2_io::{Memory, Storage, ZeroFlags};
 
@@ -434,6 +434,64 @@ fn what_can_not_be_done_is_refused_before_anything_is_written() {
     assert_eq!(commit(&mut image, CommitOptions::new()), reading);
     drop(image);
     assert_eq!(difference(&read(&pile.top().file), &before), None);
+}
+
+#[test]
+fn damaged_layers_end_with_an_error_or_are_read() {
+    let (mut refused, mut read_through) = (0, 0);
+    for seed in 0..40 {
+        let random = &mut Random::new(seed ^ 0xbad);
+        let pile = pile_with_image_on_top(random);
+        let mut damaged = pile.clone();
+        for layer in damaged.layers.iter_mut().filter(|layer| !layer.spec.raw) {
+            let mut bytes = read(&layer.file);
+            let (unit, len) = (layer.spec.cluster, bytes.len() as u64);
+            // Behind the header, where tables are.
+            for _ in 0..random.pick(&[5, 400]) {
+                let at = random.within(unit..len.min(unit * 16).max(unit + 1));
+                if let Some(byte) = bytes.get_mut(usize::try_from(at).unwrap()) {
+                    *byte ^= 1 << random.below(8);
+                }
+            }
+            layer.file = Arc::new(Memory::from(bytes));
+        }
+        let old = pile.open(pile.layers.len(), &[]);
+        let mut below: Option<BackingFile> = None;
+        for layer in &damaged.layers {
+            let options = Image::options().read_only(true);
+            let options = below.iter().fold(options, ImageOptions::backing_file);
+            below = match options.open(Arc::clone(&layer.file)) {
+                Ok(image) => Some(BackingFile::image("damaged", Arc::new(image))),
+                Err(_) if layer.spec.raw => {
+                    Some(BackingFile::raw("damaged", Arc::clone(&layer.file)))
+                }
+                Err(_) => None,
+            };
+            if below.is_none() {
+                break;
+            }
+        }
+        let Some(below) = below else { continue };
+        let (old, new) = (old.chain(), below.chain());
+        let mut outcomes = vec![new.map(0..u64::MAX, usize::MAX).map(drop).is_ok()];
+        for comparison in [Comparison::Structure, Comparison::Exact(4096)] {
+            let mut found = Differences::new(&old, &new, 0..u64::MAX, comparison).unwrap();
+            outcomes.push(found.all(|one| one.is_ok()));
+            // An error is the last item.
+            assert_eq!(found.count(), 0);
+        }
+        for is_ok in outcomes {
+            if is_ok {
+                read_through += 1;
+            } else {
+                refused += 1;
+            }
+        }
+    }
+    assert!(
+        refused > 10 && read_through > 10,
+        "{refused}, {read_through}"
+    );
 }
 
 /// Ends the work after some steps.

@@ -22,6 +22,13 @@ pub(crate) struct BitmapInfo {
     in_use: bool,
 }
 
+impl BitmapInfo {
+    /// First byte of its table.
+    pub(crate) fn table_offset(&self) -> u64 {
+        self.table_offset
+    }
+}
+
 /// Reads the bitmap directory and adds its ranges to the image.
 pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> Vec<BitmapInfo> {
     let mut bitmaps = Vec::new();

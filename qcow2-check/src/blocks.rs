@@ -32,6 +32,12 @@ pub(crate) struct Blocks {
     refs: Vec<BlockRef>,
 }
 
+impl From<Vec<BlockRef>> for Blocks {
+    fn from(refs: Vec<BlockRef>) -> Self {
+        Self { refs }
+    }
+}
+
 impl Blocks {
     /// The block for the stretch numbered `index`.
     pub(crate) fn get(&self, index: u64) -> BlockRef {

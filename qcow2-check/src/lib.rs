@@ -3,7 +3,7 @@
 //! [`check`] reads an image's metadata, in parallel and through nothing but [`Storage`](qcow2_io::Storage), and gives a
 //! [`Report`]: the counts and the verdict of `qemu-img check`, and findings that go beyond it. [`audit`] adds what is
 //! dangerous about an image. Neither opens what an image names, nor writes, nor trusts a field: time and memory follow
-//! what the file holds, not what it claims.
+//! what the file holds, not what it claims. [`repair`] plans what would put an image right, and does it with a way back.
 #![forbid(unsafe_code)]
 
 #[cfg(doctest)]
@@ -31,6 +31,7 @@ mod reader;
 mod recount;
 mod references;
 mod refmap;
+pub mod repair;
 mod report;
 mod run;
 mod snapshots;

@@ -31,35 +31,29 @@ impl Counted {
     }
 }
 
+/// References of everything but the refcount structures, or of all that is not behind the refcount table.
+pub(crate) struct Others {
+    pub(crate) map: RefMap,
+    pub(crate) scan: L1Scan,
+    pub(crate) tally: Tally,
+}
+
+/// Counts the references of everything but refcount table and refcount blocks: those can be made anew of the others.
+/// `None` as in [`count`].
+pub(crate) fn count_others(loaded: &Loaded<'_>, run: &Run<'_>) -> Option<Others> {
+    count_trees(loaded, run, |structure| {
+        structure != Structure::RefcountTable
+    })
+}
+
 /// Counts all references. `None` where that would take absurd memory; then there is a finding that says so.
 pub(crate) fn count(loaded: &Loaded<'_>, run: &Run<'_>) -> Option<Counted> {
     let image = &loaded.image;
-    let mut map = RefMap::new(image.file_clusters());
-    count_metadata(image, &mut map, run);
-    bitmaps::count(image, &loaded.bitmaps, &mut map, run);
-
-    let scan = walk::scan(image, run);
-    if scan.scattered || map.is_scattered() {
-        return limited(run);
-    }
-    run.phase(Phase::References, scan.l1_entries << image.cluster_bits());
-    let walked = walk::walk(image, &scan, run);
-    map.merge(walked.map);
-    let tally = walked.tally;
-    {
-        let mut counts = run.counts();
-        counts.check_errors = counts
-            .check_errors
-            .saturating_add(tally.counts.check_errors);
-        counts.corruptions = counts.corruptions.saturating_add(tally.counts.corruptions);
-        counts.allocated_clusters = tally.counts.allocated_clusters;
-        counts.compressed_clusters = tally.counts.compressed_clusters;
-        counts.fragmented_clusters = tally.counts.fragmented_clusters;
-        counts.total_clusters = image.geometry.clusters_for(image.header.virtual_size());
-    }
-    if walked.scattered {
-        return limited(run);
-    }
+    let Others {
+        mut map,
+        scan,
+        tally,
+    } = count_trees(loaded, run, |_| true)?;
     let blocks = blocks::load(image, &mut map, run);
     let conflicts = map.conflicts().next().is_some();
     let complete = !conflicts
@@ -78,16 +72,59 @@ pub(crate) fn count(loaded: &Loaded<'_>, run: &Run<'_>) -> Option<Counted> {
     })
 }
 
+/// Counts the references of metadata, as far as it is `wanted`, of bitmaps, and of all trees.
+fn count_trees(
+    loaded: &Loaded<'_>,
+    run: &Run<'_>,
+    wanted: impl Fn(Structure) -> bool,
+) -> Option<Others> {
+    let image = &loaded.image;
+    let mut map = RefMap::new(image.file_clusters());
+    count_metadata(image, &mut map, run, wanted);
+    bitmaps::count(image, &loaded.bitmaps, &mut map, run);
+
+    let scan = walk::scan(image, run);
+    if scan.scattered || map.is_scattered() {
+        limited(run);
+        return None;
+    }
+    run.phase(Phase::References, scan.l1_entries << image.cluster_bits());
+    let walked = walk::walk(image, &scan, run);
+    map.merge(walked.map);
+    let tally = walked.tally;
+    {
+        let mut counts = run.counts();
+        counts.check_errors = counts
+            .check_errors
+            .saturating_add(tally.counts.check_errors);
+        counts.corruptions = counts.corruptions.saturating_add(tally.counts.corruptions);
+        counts.allocated_clusters = tally.counts.allocated_clusters;
+        counts.compressed_clusters = tally.counts.compressed_clusters;
+        counts.fragmented_clusters = tally.counts.fragmented_clusters;
+        counts.total_clusters = image.geometry.clusters_for(image.header.virtual_size());
+    }
+    if walked.scattered {
+        limited(run);
+        return None;
+    }
+    Some(Others { map, scan, tally })
+}
+
 /// Ends a count that would take absurd memory.
-fn limited(run: &Run<'_>) -> Option<Counted> {
+fn limited(run: &Run<'_>) {
     let place = Place::of(Structure::File);
     let detail = "references are scattered so widely, or repeated so often, that they can't be kept in memory";
     run.find(Finding::new(Code::CheckLimited, place, detail));
-    None
 }
 
-fn count_metadata(image: &Image<'_>, map: &mut RefMap, run: &Run<'_>) {
-    for range in &image.metadata {
+fn count_metadata(
+    image: &Image<'_>,
+    map: &mut RefMap,
+    run: &Run<'_>,
+    wanted: impl Fn(Structure) -> bool,
+) {
+    let ranges = image.metadata.iter();
+    for range in ranges.filter(|range| wanted(range.structure)) {
         let counted = image.count(
             map,
             range.offset,

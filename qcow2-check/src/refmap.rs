@@ -333,6 +333,14 @@ impl RefMap {
         }
     }
 
+    /// Takes the only reference from each of `count` clusters from `first` on.
+    pub(crate) fn remove_run(&mut self, first: u64, count: u64) {
+        for cluster in first..first.saturating_add(count) {
+            let at = within(cluster);
+            self.slot(cluster / PAGE_CLUSTERS).seen[at / 64] &= !(1 << (at % 64));
+        }
+    }
+
     /// Marks a cluster as seen. Tells whether it was not before.
     pub(crate) fn insert(&mut self, cluster: u64) -> bool {
         self.references += 1;

@@ -194,6 +194,12 @@ impl Window {
         self.rows.iter().position(is_active)
     }
 
+    /// The entries for an index, each with the number of its tree.
+    pub(crate) fn entries(&self, index: u64) -> impl Iterator<Item = (usize, L1Entry)> + '_ {
+        let rows = self.rows.iter().enumerate();
+        rows.map(move |(row, tree)| (*tree, self.entry(row, index)))
+    }
+
     /// The entry of a row.
     pub(crate) fn entry(&self, row: usize, index: u64) -> L1Entry {
         let width = usize::try_from(self.end - self.start).unwrap_or(0);

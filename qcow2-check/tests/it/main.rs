@@ -29,3 +29,6 @@ mod luks;
 
 /// Crashed images: what a recount tells to put right is all there is to do.
 mod recount;
+
+/// Repairs: what they promise, what they keep, and the way back.
+mod repair;

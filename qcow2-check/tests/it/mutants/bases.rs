@@ -3,16 +3,16 @@
 use crate::oracle::{Access, Workshop, secret_args, target, words};
 
 /// Name of the image in its workshop.
-pub(super) const IMAGE: &str = "image.qcow2";
+pub(crate) const IMAGE: &str = "image.qcow2";
 
 /// An image before it is damaged.
 #[derive(Debug)]
-pub(super) struct Base {
-    pub(super) name: &'static str,
-    pub(super) access: Access,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Base {
+    pub(crate) name: &'static str,
+    pub(crate) access: Access,
+    pub(crate) bytes: Vec<u8>,
     /// Files that the image names, with their content.
-    pub(super) others: Vec<(&'static str, Vec<u8>)>,
+    pub(crate) others: Vec<(&'static str, Vec<u8>)>,
 }
 
 struct Plan {
@@ -163,8 +163,13 @@ const PLANS: &[Plan] = &[
 ];
 
 /// Makes all images.
-pub(super) fn all() -> Vec<Base> {
+pub(crate) fn all() -> Vec<Base> {
     PLANS.iter().map(make).collect()
+}
+
+/// Makes the image of this name.
+pub(crate) fn named(name: &str) -> Base {
+    make(PLANS.iter().find(|plan| plan.name == name).unwrap())
 }
 
 fn make(plan: &Plan) -> Base {

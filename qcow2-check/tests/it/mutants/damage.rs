@@ -7,17 +7,17 @@ use super::layout::{Kind, Layout, OFFSET_MASK, number};
 
 /// One damage.
 #[derive(Clone, Debug)]
-pub(super) struct Mutant {
+pub(crate) struct Mutant {
     /// The structure damaged.
-    pub(super) structure: &'static str,
+    pub(crate) structure: &'static str,
     /// Its field.
-    pub(super) field: &'static str,
-    pub(super) change: Change,
+    pub(crate) field: &'static str,
+    pub(crate) change: Change,
 }
 
 /// What the damage consists of.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// A number of `width` bytes is overwritten.
     Poke {
         offset: u64,
@@ -31,7 +31,7 @@ pub(super) enum Change {
 
 impl Mutant {
     /// Whether the structure is in one base only, so that leaving a damage out means never to try it.
-    pub(super) fn is_rare(&self) -> bool {
+    pub(crate) fn is_rare(&self) -> bool {
         ["encryption extension", "LUKS key slot"].contains(&self.structure)
     }
 }
@@ -59,7 +59,7 @@ const CRYPTO: u32 = 0x0537_be77;
 const BITMAPS: u32 = 0x2385_2875;
 
 /// All damages of an image.
-pub(super) fn all(image: &[u8]) -> Vec<Mutant> {
+pub(crate) fn all(image: &[u8]) -> Vec<Mutant> {
     let mut damage = Damage {
         layout: Layout::of(image),
         mutants: Vec::new(),

@@ -1,7 +1,7 @@
 //! Sound images with one field damaged: never a milder verdict than QEMU's, and each other difference is meant to be.
 
-mod bases;
-mod damage;
+pub(crate) mod bases;
+pub(crate) mod damage;
 mod layout;
 mod rules;
 

@@ -1,0 +1,13 @@
+//! Repairs, judged by both checkers, by what a guest reads, and beside `qemu-img check -r all`.
+
+/// What a guest can read.
+mod guest;
+
+/// Damage that QEMU can't repair, each with its result beside ours.
+mod classes;
+
+/// Repairs that are cut short.
+mod crashes;
+
+/// Every damage of the mutant corpus, repaired.
+mod mutants;

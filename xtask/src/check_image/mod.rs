@@ -13,7 +13,9 @@ mod json;
 mod online;
 mod owner;
 mod progress;
+mod repair;
 mod report;
+mod salvage;
 mod text;
 
 use std::fmt::Write as _;
@@ -33,6 +35,7 @@ use chain::Choice;
 use facts::Facts;
 use inputs::Inputs;
 use progress::{Interrupt, Progress};
+use repair::{LevelName, OrphansName};
 use report::Extent;
 use text::{Look, clean, plural, shown};
 
@@ -103,6 +106,38 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HOST_OFFSET", value_parser = owner::parse_offset, conflicts_with_all = ["chain", "deny_hazards", "all", "max_findings", "deep"])]
     owner: Option<u64>,
 
+    /// Repair the image: show the plan, ask, save what will be overwritten to an undo file, and do it
+    #[arg(long, value_name = "LEVEL", value_enum, conflicts_with_all = ["chain", "online", "owner", "deny_hazards", "deep"])]
+    repair: Option<LevelName>,
+
+    /// Only show what the repair would do
+    #[arg(long, requires = "repair")]
+    plan: bool,
+
+    /// Repair without asking
+    #[arg(long, requires = "repair", conflicts_with = "plan")]
+    yes: bool,
+
+    /// Where what a repair overwrites is saved; beside the image, with .undo behind its name, unless given
+    #[arg(long, value_name = "FILE", requires = "repair")]
+    undo_file: Option<PathBuf>,
+
+    /// What becomes of clusters that a repair finds without references after pointers were lost
+    #[arg(long, value_enum, default_value_t, requires = "repair")]
+    orphans: OrphansName,
+
+    /// Let the repair drop bitmaps that a crash left in use, too
+    #[arg(long, requires = "repair")]
+    drop_stale_bitmaps: bool,
+
+    /// Write what can be read of the repaired disk to a new image, and leave the old one as it is
+    #[arg(long, value_name = "OUT", requires = "repair", conflicts_with_all = ["plan", "yes", "undo_file"])]
+    salvage_to: Option<PathBuf>,
+
+    /// Undo the repair that this file tells of
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["repair", "chain", "online", "owner", "deep"])]
+    undo: Option<PathBuf>,
+
     /// Explain a finding's code; without CODE, or with `list`, name all codes
     #[arg(long, value_name = "CODE", num_args = 0..=1, default_missing_value = "list")]
     explain: Option<String>,
@@ -145,6 +180,12 @@ fn respond(args: &Args) -> Result<u8> {
     if let Some(offset) = args.owner {
         return tell_owner(args, offset, look);
     }
+    if let Some(level) = args.repair {
+        return repaired(args, level, look);
+    }
+    if let Some(undo_file) = &args.undo {
+        return repair::undo(only_image(args, "--undo")?, undo_file);
+    }
     let references = chain::references(&args.references)?;
     let inputs = if args.images.is_empty() {
         demonstration(args)?
@@ -158,6 +199,36 @@ fn respond(args: &Args) -> Result<u8> {
         look,
     };
     auditor.audit_all(&inputs)
+}
+
+/// The one image that is named.
+fn only_image<'a>(args: &'a Args, option: &str) -> Result<&'a Path> {
+    let [path] = args.images.as_slice() else {
+        bail!("{option} works on one image, which must be named");
+    };
+    Ok(path)
+}
+
+fn repaired(args: &Args, level: LevelName, look: Look) -> Result<u8> {
+    let request = repair::Request {
+        image: only_image(args, "--repair")?,
+        level: level.into(),
+        orphans: args.orphans.into(),
+        drop_stale_bitmaps: args.drop_stale_bitmaps,
+        plan_only: args.plan,
+        yes: args.yes,
+        undo_file: args.undo_file.as_deref(),
+        json: args.format == Format::Json,
+        all: args.all,
+        quiet: args.quiet,
+        threads: threads(args),
+        look,
+    };
+    let interrupt = Interrupt::listen()?;
+    match &args.salvage_to {
+        Some(out) => repair::salvage_to(&request, out, &interrupt),
+        None => repair::run(&request, &interrupt),
+    }
 }
 
 /// Makes images to look at.

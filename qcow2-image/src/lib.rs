@@ -15,7 +15,6 @@ mod cache;
 pub mod chain;
 pub mod commit;
 pub mod compact;
-pub mod compare;
 mod compress;
 mod compressed;
 pub mod copy;
@@ -34,9 +33,7 @@ mod l1;
 mod link;
 #[cfg(feature = "encryption")]
 pub mod luks;
-pub mod map;
 mod mapping;
-pub mod measure;
 mod open;
 mod options;
 mod pack;
@@ -46,9 +43,7 @@ mod read;
 mod ready;
 pub mod rebase;
 mod recover;
-mod reserved;
 mod resize;
-mod scan;
 mod snapshot;
 mod stripes;
 #[cfg(any(test, feature = "test-utils"))]

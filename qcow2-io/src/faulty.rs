@@ -234,10 +234,6 @@ impl<S: Storage> Storage for Faulty<S> {
         })
     }
 
-    fn allocated(&self) -> Result<Option<u64>> {
-        self.storage.allocated()
-    }
-
     fn limits(&self) -> Limits {
         self.storage.limits()
     }

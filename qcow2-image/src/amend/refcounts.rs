@@ -13,6 +13,9 @@ use super::AmendError;
 use crate::Image;
 use crate::copy::Monitor;
 
+/// Refcounts that are looked at together, at most.
+const STEP: u64 = 4096;
+
 /// Where the refcounts of an image lie now.
 struct Old {
     geometry: Geometry,
@@ -34,11 +37,12 @@ struct New {
 }
 
 impl Old {
-    /// Reads the refcount of a cluster; to be asked for in order.
-    fn get(&mut self, image: &Image, cluster: u64) -> Result<u64, AmendError> {
-        let block = index(cluster >> self.geometry.refcount_block_bits());
+    /// Reads the refcounts of clusters from `first` on, all of one block; to be asked for in order.
+    fn read(&mut self, image: &Image, first: u64, counts: &mut [u64]) -> Result<(), AmendError> {
+        counts.fill(0);
+        let block = index(first >> self.geometry.refcount_block_bits());
         let Some(place) = self.blocks.get(block).copied().filter(|at| *at != 0) else {
-            return Ok(0);
+            return Ok(());
         };
         if self
             .loaded
@@ -50,16 +54,23 @@ impl Old {
             self.loaded = Some((block, bytes));
         }
         let bytes = self.loaded.as_ref().map_or(&[][..], |(_, bytes)| bytes);
-        let number = index(cluster & (self.geometry.refcounts_per_block() - 1));
-        let found = RefcountBlock::new(bytes, self.geometry).get(number);
-        if found.is_none_or(|count| count == 0) || self.own.binary_search(&cluster).is_ok() {
-            return Ok(0);
+        let number = index(first & (self.geometry.refcounts_per_block() - 1));
+        let block = RefcountBlock::new(bytes, self.geometry);
+        for (number, count) in (number..).zip(counts.iter_mut()) {
+            *count = block.get(number).unwrap_or(0);
         }
-        Ok(found.unwrap_or(0))
+        let from = self.own.partition_point(|cluster| *cluster < first);
+        for cluster in self.own.iter().skip(from) {
+            match counts.get_mut(index(cluster - first)) {
+                Some(count) => *count = 0,
+                None => break,
+            }
+        }
+        Ok(())
     }
 
-    /// The clusters that one block describes, for those that exist.
-    fn ranges(&self) -> impl Iterator<Item = std::ops::Range<u64>> + use<> {
+    /// Pieces of `step` clusters of all blocks that exist; each begins with the one given.
+    fn pieces(&self, step: u64) -> impl Iterator<Item = u64> + use<> {
         let per_block = self.geometry.refcounts_per_block();
         let present: Vec<u64> = (0..)
             .zip(&self.blocks)
@@ -68,7 +79,8 @@ impl Old {
             .collect();
         present
             .into_iter()
-            .map(move |number| number * per_block..(number + 1) * per_block)
+            .flat_map(move |number| number * per_block..(number + 1) * per_block)
+            .step_by(index(step))
     }
 }
 
@@ -142,27 +154,28 @@ impl Image {
         let bits = geometry.refcount_block_bits();
         let mut blocks: Vec<u64> = Vec::new();
         let mut end = self.alloc()?.file_clusters();
-        for range in old.ranges() {
-            for cluster in range {
-                let count = old.get(self, cluster)?;
-                if count == 0 {
-                    continue;
-                }
-                if count > geometry.refcount_max() {
-                    let error = AllocError::RefcountOverflow {
-                        cluster: HostCluster::new(cluster),
-                        value: count,
-                        bits: geometry.refcount_bits(),
-                    };
-                    return Err(AmendError::refused(
-                        "refcount_bits",
-                        format!("it is too narrow for what is there: {error}"),
-                    ));
-                }
-                end = end.max(cluster + 1);
-                if blocks.last() != Some(&(cluster >> bits)) {
-                    blocks.push(cluster >> bits);
-                }
+        let step = step(old.geometry, geometry);
+        let mut counts = vec![0; index(step)];
+        for first in old.pieces(step) {
+            old.read(self, first, &mut counts)?;
+            let Some(last) = counts.iter().rposition(|count| *count > 0) else {
+                continue;
+            };
+            let too_large = |count: &u64| *count > geometry.refcount_max();
+            if let Some(at) = counts.iter().position(too_large) {
+                let error = AllocError::RefcountOverflow {
+                    cluster: HostCluster::new(first + at as u64),
+                    value: counts.get(at).copied().unwrap_or(0),
+                    bits: geometry.refcount_bits(),
+                };
+                return Err(AmendError::refused(
+                    "refcount_bits",
+                    format!("it is too narrow for what is there: {error}"),
+                ));
+            }
+            end = end.max(first + last as u64 + 1);
+            if blocks.last() != Some(&(first >> bits)) {
+                blocks.push(first >> bits);
             }
         }
         let known = blocks.len();
@@ -219,6 +232,8 @@ impl Image {
     ) -> Result<(), AmendError> {
         let geometry = new.geometry;
         let per_block = geometry.refcounts_per_block();
+        let step = step(old.geometry, geometry);
+        let mut counts = vec![0; index(step)];
         let size = geometry.cluster_size();
         let total = new.blocks.len() as u64 * size;
         let entries = index(new.table_clusters << geometry.cluster_bits()) / 8;
@@ -229,15 +244,15 @@ impl Image {
             }
             let first = block * per_block;
             let mut bytes = vec![0; geometry.cluster_len()];
-            for cluster in first..first + per_block {
-                let count = if (new.start..new.end()).contains(&cluster) {
-                    1
-                } else {
-                    old.get(self, cluster)?
-                };
-                if count > 0 {
-                    // It fits, as the plan has found.
-                    let _ = set_refcount(&mut bytes, geometry, index(cluster - first), count);
+            for piece in (first..first + per_block).step_by(index(step)) {
+                old.read(self, piece, &mut counts)?;
+                for (cluster, count) in (piece..).zip(&counts) {
+                    let own = (new.start..new.end()).contains(&cluster);
+                    let count = if own { 1 } else { *count };
+                    if count > 0 {
+                        // It fits, as the plan has found.
+                        let _ = set_refcount(&mut bytes, geometry, index(cluster - first), count);
+                    }
                 }
             }
             let place = new.at(new.start + number);
@@ -253,6 +268,13 @@ impl Image {
         let place = new.at(new.start + new.blocks.len() as u64);
         Ok(self.meta.write(Kinds::REFCOUNT_TABLE, place, &bytes)?)
     }
+}
+
+/// Clusters that are looked at together: they are all of one block, old and new.
+fn step(old: Geometry, new: Geometry) -> u64 {
+    old.refcounts_per_block()
+        .min(new.refcounts_per_block())
+        .min(STEP)
 }
 
 fn index(number: u64) -> usize {

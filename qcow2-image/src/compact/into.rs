@@ -76,11 +76,8 @@ impl Image {
         target.set_len(map.end << bits)?;
         let mut bytes = Vec::new();
         let mut at = 1;
-        while at < map.end {
-            if !map.is_used(at) {
-                at += 1;
-                continue;
-            }
+        while let Some(next) = map.next_used(at) {
+            at = next;
             if options
                 .monitor
                 .is_some_and(crate::copy::Monitor::is_cancelled)

@@ -1,5 +1,7 @@
 //! Which clusters of the file are in use, a bit each.
 
+use std::collections::BTreeMap;
+
 use qcow2_cache::Kinds;
 use qcow2_format::{HostCluster, RefcountBlock, RefcountTableEntry};
 use qcow2_io::Storage as _;
@@ -7,9 +9,13 @@ use qcow2_io::Storage as _;
 use super::index;
 use crate::{Image, ImageError};
 
-/// Clusters with a refcount.
+/// Clusters of a page, as a power of two.
+const PAGE_BITS: u32 = 12;
+
+/// Clusters with a refcount, in pages: what an image claims of places far away costs no more than what is near.
+#[derive(Default)]
 pub(super) struct Occupancy {
-    words: Vec<u64>,
+    pages: BTreeMap<u64, Box<[u64; 64]>>,
     /// How many there are.
     pub(super) used: u64,
     /// One past the last of them.
@@ -17,21 +23,38 @@ pub(super) struct Occupancy {
 }
 
 impl Occupancy {
+    fn word(&self, cluster: u64) -> u64 {
+        let page = self.pages.get(&(cluster >> PAGE_BITS));
+        page.and_then(|page| page.get(index(cluster / 64 % 64)))
+            .copied()
+            .unwrap_or(0)
+    }
+
     pub(super) fn is_used(&self, cluster: u64) -> bool {
-        let word = self.words.get(index(cluster / 64)).copied().unwrap_or(0);
-        word >> (cluster % 64) & 1 != 0
+        self.word(cluster) >> (cluster % 64) & 1 != 0
     }
 
     fn set(&mut self, cluster: u64) {
-        let at = index(cluster / 64);
-        if at >= self.words.len() {
-            self.words.resize(at + 1, 0);
-        }
-        if let Some(word) = self.words.get_mut(at) {
+        let page = self
+            .pages
+            .entry(cluster >> PAGE_BITS)
+            .or_insert_with(|| Box::new([0; 64]));
+        if let Some(word) = page.get_mut(index(cluster / 64 % 64)) {
             *word |= 1 << (cluster % 64);
         }
         self.used += 1;
         self.end = self.end.max(cluster + 1);
+    }
+
+    /// The first cluster in use from `from` on.
+    pub(super) fn next_used(&self, from: u64) -> Option<u64> {
+        let (first, _) = self.pages.range(from >> PAGE_BITS..).next()?;
+        let near = from.max(first << PAGE_BITS);
+        let near = (near..(first + 1) << PAGE_BITS).find(|at| self.is_used(*at));
+        near.or_else(|| {
+            let (second, _) = self.pages.range(first + 1..).next()?;
+            (second << PAGE_BITS..(second + 1) << PAGE_BITS).find(|at| self.is_used(*at))
+        })
     }
 
     /// Takes clusters that are about to be used.
@@ -45,10 +68,7 @@ impl Occupancy {
     pub(super) fn next_free(&self, from: u64) -> u64 {
         let mut at = from;
         loop {
-            let Some(word) = self.words.get(index(at / 64)) else {
-                return at;
-            };
-            let free = !(word >> (at % 64));
+            let free = !(self.word(at) >> (at % 64));
             let skipped = u64::from(free.trailing_zeros()).min(64 - at % 64);
             at += skipped;
             if !at.is_multiple_of(64) || skipped == 0 {
@@ -87,11 +107,7 @@ impl Image {
         // The header's limits keep this below 8 MiB.
         let mut entries = vec![0; index(u64::from(clusters) << geometry.cluster_bits())];
         storage.read_at(&mut entries, table.get())?;
-        let mut found = Occupancy {
-            words: Vec::new(),
-            used: 0,
-            end: 0,
-        };
+        let mut found = Occupancy::default();
         let mut bytes = vec![0; geometry.cluster_len()];
         for (number, entry) in (0_u64..).zip(entries.as_chunks::<8>().0) {
             let place = RefcountTableEntry::from_be_bytes(*entry).block();
@@ -131,11 +147,7 @@ mod tests {
 
     #[test]
     fn free_clusters_are_found() {
-        let mut map = Occupancy {
-            words: Vec::new(),
-            used: 0,
-            end: 0,
-        };
+        let mut map = Occupancy::default();
         for cluster in (0..64).chain(66..70).chain([128, 300]) {
             map.set(cluster);
         }
@@ -152,6 +164,11 @@ mod tests {
         assert_eq!(map.free_run(0, 400, 100), Some(129));
         assert_eq!(map.free_run(0, 200, 100), None);
         assert_eq!(map.free_run(200, 500, 150), Some(301));
+        map.set(1 << 40);
+        let next = [0, 64, 70, 129, 301, (1 << 40) + 1].map(|from| map.next_used(from));
+        let far = Some(1 << 40);
+        assert_eq!(next, [Some(0), Some(66), Some(128), Some(300), far, None]);
+        assert_eq!(map.next_free(1 << 40), (1 << 40) + 1);
         let used: Vec<u64> = map.used_in(60..70).collect();
         assert_eq!(used, [60, 61, 62, 63, 66, 67, 68, 69]);
     }

@@ -207,16 +207,20 @@ impl Image {
             map.take(free);
             free += 1;
         }
-        let start = map.end.max(from).max(range.end);
         let mut pack = Pack::new(bits, self.geometry.refcount_max());
-        pack.enter(start..start);
         for extent in packed {
             let place = loop {
                 if let Some(place) = pack.place(extent) {
                     break place;
                 }
-                map.take(pack.run().end);
-                pack.extend();
+                let run = pack.run();
+                free = next(map, free);
+                map.take(free);
+                if !run.is_empty() && run.end == free {
+                    pack.extend();
+                } else {
+                    pack.enter(free..free + 1);
+                }
             };
             moves.extents.insert(extent.offset, (extent, place));
         }

@@ -32,9 +32,7 @@ pub(super) fn bear(model: &Model, folder: &Path) -> Result<(), Failure> {
         options = options.backing_file(BASES[number], "raw");
     }
     let file = qcow2_io::FileOptions::new().write(true).create(true);
-    let file = file
-        .open(folder.join(IMAGE))
-        .or_fail("creating the file")?;
+    let file = file.open(folder.join(IMAGE)).or_fail("creating the file")?;
     Image::create(&file, &options).or_fail("creating the image")
 }
 

@@ -105,7 +105,7 @@ impl fmt::Display for Effect {
 pub struct Action {
     /// What is done.
     pub kind: ActionKind,
-    /// To what. Its guest range is what [`effect`](Self::effect) speaks of.
+    /// To what. Its guest range is what [`effect`](field@Self::effect) speaks of.
     pub place: Place,
     /// Why, and with which values.
     pub reason: Cow<'static, str>,

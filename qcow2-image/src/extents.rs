@@ -4,8 +4,12 @@ use std::ops::Range;
 
 use qcow2_io::{Extent, ExtentKind, Storage as _};
 
-use crate::mapping::Source;
+use crate::chain::Local;
+use crate::scan::Scan;
 use crate::{Image, ImageError};
+
+/// Entries that are looked at in one call, so that nobody waits long for it: 64 GiB of the disk with clusters of 64 KiB.
+pub(crate) const ENTRIES_MAX: u64 = 1 << 20;
 
 impl Image {
     /// The extents of a range; depth 0 is this image, 1 its backing file, and so on.
@@ -23,22 +27,54 @@ impl Image {
         }
         let _pass = self.gate.enter();
         let end = range.end.min(self.virtual_size()).max(range.start);
+        let mut scan = Scan::new(self, range.start.min(end)..end).limited(ENTRIES_MAX);
         let mut at = range.start;
-        while at < end {
-            let (source, run) = self.source(at, end - at)?;
-            let full = match source {
-                Source::Zero(true) => list.push(at, run, ExtentKind::Zero, 0),
-                Source::Zero(false) => list.push(at, run, ExtentKind::Hole, 0),
-                Source::Data(_) | Source::Compressed(_) => list.push(at, run, ExtentKind::Data, 0),
-                Source::Below => self.map_below(&mut list, at..at + run)?,
+        while let Some(stretch) = scan.next()? {
+            let len = stretch.len();
+            let full = match stretch.local {
+                Local::Zero(_) => list.push(at, len, ExtentKind::Zero, 0),
+                Local::Data(host) if self.maps_holes() => {
+                    self.map_data(&mut list, stretch.range.clone(), host)?
+                }
+                Local::Data(_) | Local::Packed(_) => list.push(at, len, ExtentKind::Data, 0),
+                Local::Nothing(_) => self.map_below(&mut list, stretch.range.clone())?,
             };
             if full {
                 return Ok(list.extents);
             }
-            at += run;
+            at = stretch.range.end;
         }
-        list.push(end, range.end - end, ExtentKind::Hole, 0);
+        if at >= end {
+            list.push(at, range.end - at, ExtentKind::Hole, 0);
+        }
         Ok(list.extents)
+    }
+
+    /// The extents of what lies in the data file from `host` on: where that has a hole, there are zeros. Tells whether the list is
+    /// full.
+    fn map_data(&self, list: &mut List, range: Range<u64>, host: u64) -> Result<bool, ImageError> {
+        let storage = self.meta.data();
+        let to_guest = |at: u64| at - host + range.start;
+        let end = host + (range.end - range.start);
+        let mut at = host;
+        while at < end {
+            let found = storage.extents(at..end, list.room())?;
+            for extent in &found {
+                let kind = if extent.kind.reads_as_zeros() {
+                    ExtentKind::Zero
+                } else {
+                    ExtentKind::Data
+                };
+                if list.push(to_guest(extent.offset), extent.len, kind, 0) {
+                    return Ok(true);
+                }
+            }
+            match found.last() {
+                Some(last) if last.end() > at => at = last.end(),
+                _ => return Ok(list.push(to_guest(at), end - at, ExtentKind::Data, 0)),
+            }
+        }
+        Ok(false)
     }
 
     /// The extents of the backing file; what is behind its end is a hole of this layer. Tells whether the list is full.

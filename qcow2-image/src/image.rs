@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use qcow2_alloc::Allocator;
@@ -77,6 +77,8 @@ pub struct Image {
     /// By L1 index: who may change the L1 entry. Taken after `stripes`.
     pub(crate) tables: Stripes,
     pub(crate) unpacked: Unpacked,
+    /// Whether much of what is mapped takes no space in the file; looked at when it is first asked for.
+    pub(crate) maps_holes: OnceLock<bool>,
     /// `None` if guest data is in clear text.
     pub(crate) crypt: Option<Crypt>,
     pub(crate) packer: Packer,
@@ -358,6 +360,10 @@ impl Storage for Image {
         let len = check_order(Operation::Extents, &range)?;
         self.map_extents(range.clone(), max)
             .map_err(|error| error.into_storage_error(Operation::Extents, range.start, len))
+    }
+
+    fn allocated(&self) -> StorageResult<Option<u64>> {
+        self.meta.storage().allocated()
     }
 
     fn limits(&self) -> Limits {

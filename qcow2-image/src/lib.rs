@@ -43,7 +43,9 @@ mod read;
 mod ready;
 pub mod rebase;
 mod recover;
+mod reserved;
 mod resize;
+mod scan;
 mod snapshot;
 mod stripes;
 #[cfg(any(test, feature = "test-utils"))]

@@ -145,7 +145,7 @@ impl Image {
     }
 
     #[cold]
-    fn load_entry(&self, at: HostOffset) -> Result<L2Entry, ImageError> {
+    pub(crate) fn load_entry(&self, at: HostOffset) -> Result<L2Entry, ImageError> {
         loop {
             if self.meta.load_l2(at)? == Room::Full {
                 if self.is_read_only() {

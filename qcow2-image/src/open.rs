@@ -1,7 +1,7 @@
 //! Opening: all reasons to refuse come before the first write.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qcow2_alloc::Allocator;
 use qcow2_cache::sync::Mutex;
@@ -241,6 +241,7 @@ impl Image {
             stripes: Stripes::new(),
             tables: Stripes::new(),
             unpacked: Unpacked::new(),
+            maps_holes: OnceLock::new(),
             crypt,
             packer: Packer::default(),
             bitmaps: Bitmaps::new(options.bitmap_interval),

@@ -302,6 +302,10 @@ impl<S: Storage> Storage for Blocking<S> {
         })
     }
 
+    fn allocated(&self) -> Result<Option<u64>> {
+        self.storage.allocated()
+    }
+
     fn limits(&self) -> Limits {
         self.storage.limits()
     }

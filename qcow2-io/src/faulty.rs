@@ -234,6 +234,10 @@ impl<S: Storage> Storage for Faulty<S> {
         })
     }
 
+    fn allocated(&self) -> Result<Option<u64>> {
+        self.storage.allocated()
+    }
+
     fn limits(&self) -> Limits {
         self.storage.limits()
     }

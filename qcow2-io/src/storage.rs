@@ -168,6 +168,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(vec![Extent::new(range.start, len, ExtentKind::Data)])
     }
 
+    /// Bytes of the medium that it takes up, holes left out, where the backend can tell; an estimate for reports and
+    /// decisions about speed.
+    ///
+    /// # Errors
+    ///
+    /// When the backend fails to tell.
+    fn allocated(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// What this storage likes; does not change during its life.
     fn limits(&self) -> Limits {
         Limits::default()
@@ -237,6 +247,10 @@ macro_rules! forward {
 
             fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
                 (**self).extents(range, max)
+            }
+
+            fn allocated(&self) -> Result<Option<u64>> {
+                (**self).allocated()
             }
 
             fn limits(&self) -> Limits {

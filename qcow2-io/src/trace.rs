@@ -210,6 +210,10 @@ impl<S: Storage> Storage for Trace<S> {
         self.storage.extents(range, max)
     }
 
+    fn allocated(&self) -> Result<Option<u64>> {
+        self.storage.allocated()
+    }
+
     fn limits(&self) -> Limits {
         self.storage.limits()
     }

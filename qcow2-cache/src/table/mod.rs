@@ -144,7 +144,7 @@ impl TableCache {
 
     /// Reads what `read` wants from the slice's words; `None` if the slice is not here.
     #[inline]
-    fn read<T>(&self, at: HostOffset, read: impl Fn(&Slot) -> Option<T>) -> Option<T> {
+    fn read<T>(&self, at: HostOffset, mut read: impl FnMut(&Slot) -> Option<T>) -> Option<T> {
         let key = self.key(at);
         let range = self.slot_range(self.set_of(key));
         'search: loop {
@@ -200,6 +200,24 @@ impl TableCache {
                 words.get(index + 1)?.load(Ordering::SeqCst),
             ))
         })
+    }
+
+    /// Copies the slice at `at`, a multiple of its size, as it lies in the file. `false` if it is not here, or `bytes` is no slice.
+    ///
+    /// Each word is of some moment during the call; of words that change together, all are of one.
+    pub fn copy(&self, at: HostOffset, bytes: &mut [u8]) -> bool {
+        let (chunks, _) = bytes.as_chunks_mut::<8>();
+        self.read(at, |slot| {
+            let words = slot.words()?;
+            if words.len() != chunks.len() {
+                return None;
+            }
+            for (chunk, word) in chunks.iter_mut().zip(words) {
+                *chunk = word.load(Ordering::SeqCst).to_be_bytes();
+            }
+            Some(())
+        })
+        .is_some()
     }
 
     /// Makes the slice that holds `at` resident; `load` reads its bytes from the offset it is given.

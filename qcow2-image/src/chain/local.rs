@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use qcow2_format::{ClusterKind, CompressedExtent, HostOffset};
 
+use crate::extents::ENTRIES_MAX;
+use crate::scan::Scan;
 use crate::{Image, ImageError};
 
 /// What one layer says of a stretch of the disk.
@@ -36,7 +38,8 @@ impl Local {
         matches!(self, Self::Zero(_) | Self::Nothing(_))
     }
 
-    fn joins(self, len: u64, next: Self) -> bool {
+    /// Whether `next` goes on behind `len` bytes of this.
+    pub(crate) fn joins(self, len: u64, next: Self) -> bool {
         !matches!(self, Self::Packed(_)) && self.advanced(len) == next
     }
 }
@@ -50,11 +53,11 @@ impl Image {
         known: &mut VecDeque<(Range<u64>, Local)>,
     ) -> Result<(), ImageError> {
         let _pass = self.gate.enter();
-        let mut at = range.start;
-        while at < range.end && known.len() < max {
-            let (local, run) = self.local(at, range.end - at)?;
-            known.push_back((at..at + run, local));
-            at += run;
+        let mut scan = Scan::new(self, range).limited(ENTRIES_MAX);
+        while known.len() < max
+            && let Some(stretch) = scan.next()?
+        {
+            known.push_back((stretch.range, stretch.local));
         }
         Ok(())
     }

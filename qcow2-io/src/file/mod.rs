@@ -321,6 +321,15 @@ impl Storage for File {
         Ok(list.into_vec())
     }
 
+    fn allocated(&self) -> Result<Option<u64>> {
+        let found = rustix::fs::fstat(&self.inner);
+        let found = found.map_err(|errno| self.fail_io(Operation::Len, errno))?;
+        // Counted in blocks of 512 bytes, whatever the file system has.
+        Ok(u64::try_from(found.st_blocks)
+            .ok()
+            .and_then(|blocks| blocks.checked_mul(512)))
+    }
+
     fn limits(&self) -> Limits {
         let alignment = self.direct.as_ref().map_or(1, Direct::block);
         Limits {

@@ -262,6 +262,10 @@ impl Storage for Memory {
         Ok(list.into_vec())
     }
 
+    fn allocated(&self) -> Result<Option<u64>> {
+        Ok(Some(self.allocated_bytes()))
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             optimal: PAGE,

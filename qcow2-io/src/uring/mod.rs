@@ -240,6 +240,10 @@ impl Storage for Uring {
         self.file.extents(range, max)
     }
 
+    fn allocated(&self) -> Result<Option<u64>> {
+        self.file.allocated()
+    }
+
     fn limits(&self) -> Limits {
         self.file.limits()
     }

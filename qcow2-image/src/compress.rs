@@ -6,8 +6,8 @@ use qcow2_alloc::Reason;
 use qcow2_cache::sync::atomic::Ordering;
 use qcow2_format::header::CompressionType;
 use qcow2_format::{GuestOffset, L2Entry};
-use qcow2_io::Storage as _;
 use qcow2_io::codec::{Codec, Level};
+use qcow2_io::{Storage as _, StorageErrorKind};
 
 use crate::buffer::Buffer;
 use crate::{Image, ImageError};
@@ -219,6 +219,28 @@ impl Image {
         self.change(guest, 1, Reason::Replaced, |_, _| Some(entry))
             .map_err(|(_, error)| error)?;
         space.keep();
+        Ok(())
+    }
+
+    /// Clusters of the file that are or were in use.
+    pub(crate) fn file_clusters(&self) -> u64 {
+        self.alloc
+            .as_ref()
+            .map_or(0, qcow2_alloc::Allocator::file_clusters)
+    }
+
+    /// Lengthens the file to whole clusters. What was not written of the last one reads as zeros anyway; but which one that is, when
+    /// several threads write, is chance, and the file's length should not be.
+    pub(crate) fn fill_last_cluster(&self) -> Result<(), ImageError> {
+        let _closed = self.gate.close();
+        let end = self.file_clusters() << self.geometry.cluster_bits();
+        let storage = self.meta.storage();
+        if storage.len()? < end {
+            match storage.set_len(end) {
+                Err(error) if error.kind() == StorageErrorKind::Unsupported => {}
+                done => done?,
+            }
+        }
         Ok(())
     }
 

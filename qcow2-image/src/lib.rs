@@ -15,6 +15,7 @@ mod cache;
 pub mod chain;
 pub mod commit;
 pub mod compact;
+pub mod compare;
 mod compress;
 mod compressed;
 pub mod copy;
@@ -33,7 +34,9 @@ mod l1;
 mod link;
 #[cfg(feature = "encryption")]
 pub mod luks;
+pub mod map;
 mod mapping;
+pub mod measure;
 mod open;
 mod options;
 mod pack;

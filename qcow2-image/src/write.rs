@@ -222,6 +222,12 @@ impl Image {
         } else {
             (cluster, cluster + self.cluster_size(), 0)
         };
+        // A data file need not be longer than the disk, and perhaps can't be.
+        let to = if self.rules.external_data {
+            to.min(self.virtual_size()).max(piece.end)
+        } else {
+            to
+        };
         self.prepare_table(piece.guest)?;
         let head = self.view(from, piece.guest - from)?;
         let tail = self.view(piece.end, to - piece.end)?;

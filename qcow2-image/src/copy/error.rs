@@ -50,6 +50,17 @@ pub enum CopyError {
         /// What is allowed.
         why: &'static str,
     },
+    /// A copy is to be taken up whose source was not as long.
+    #[error("the checkpoint is of a copy of {found} bytes, not of {expected}")]
+    Checkpoint {
+        /// Bytes that were to be copied then.
+        found: u64,
+        /// Bytes that are to be copied now.
+        expected: u64,
+    },
+    /// Options that contradict each other.
+    #[error("{0} can't go together")]
+    Options(&'static str),
     /// The [monitor](super::Monitor) has ended it.
     #[error("the copy was cancelled")]
     Cancelled,

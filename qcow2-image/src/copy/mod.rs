@@ -30,32 +30,41 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bitmaps;
+mod checkpoint;
 mod error;
 mod options;
 mod order;
 mod pack;
 mod plan;
+mod rate;
 mod run;
+mod salvage;
 mod target;
 mod worker;
 mod zeros;
 
-use qcow2_io::Storage;
+use qcow2_io::{Slice, Storage};
 
 use self::order::Order;
 use self::run::Run;
 use self::target::Place;
 use crate::threads::on_threads;
 
+pub(crate) use zeros::is_zero;
+
+pub use bitmaps::{BitmapCopy, copy_bitmaps};
+pub use checkpoint::{Checkpoint, NoCheckpoint};
 pub use error::CopyError;
 pub use options::{CopyOptions, Monitor};
+pub use salvage::Lost;
 pub use target::Target;
 
 /// What was copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CopyReport {
-    /// Length of the source in bytes.
+    /// Length of the source, or of the part of it that was copied, in bytes.
     pub len_bytes: u64,
     /// Bytes that were read from it: where it did not know that it has zeros.
     pub read_bytes: u64,
@@ -65,6 +74,8 @@ pub struct CopyReport {
     pub compressed_bytes: u64,
     /// Clusters that were compressed.
     pub compressed_clusters: u64,
+    /// What could not be read, and is zeros in the target: only if that was [asked for](CopyOptions::salvage).
+    pub lost: Lost,
 }
 
 /// Makes the target read as the source does.
@@ -92,17 +103,46 @@ pub fn copy<'a>(
     let len = source
         .len()
         .map_err(|error| CopyError::source_at(0, 0, error))?;
-    let place = Place::prepare(target.into(), len, options)?;
+    let Some((start, end)) = options.window else {
+        return copy_all(source, len, target.into(), options);
+    };
+    let (start, end) = (start.min(len), end.min(len));
+    let window = Slice::new(source, start, end - start);
+    let window = window.map_err(|error| CopyError::source_at(start, end - start, error))?;
+    let copied = copy_all(&window, end - start, target.into(), options);
+    // Places are told as the caller knows them.
+    match copied {
+        Ok(mut report) => {
+            report.lost.moved(start);
+            Ok(report)
+        }
+        Err(CopyError::Source {
+            offset,
+            len,
+            source,
+        }) => Err(CopyError::source_at(start + offset, len, source)),
+        Err(error) => Err(error),
+    }
+}
+
+fn copy_all(
+    source: &dyn Storage,
+    len: u64,
+    target: Target<'_>,
+    options: &CopyOptions<'_>,
+) -> Result<CopyReport, CopyError> {
+    if let Some(checkpoint) = options.resume.filter(|checkpoint| checkpoint.len != len) {
+        let (found, expected) = (checkpoint.len, len);
+        return Err(CopyError::Checkpoint { found, expected });
+    }
+    let place = Place::prepare(target, len, options)?;
     let run = Run::new(source, len, place, options);
-    match place.packing() {
-        None => {
-            on_threads(options.thread_count(), &|| worker::work(&run));
-        }
-        Some((image, level)) => {
-            let threads = options.thread_count();
-            let order = Order::new(&run, image, level, threads);
-            on_threads(threads, &|| order.work());
-        }
+    let threads = options.thread_count();
+    if options.is_ordered() {
+        let order = Order::new(&run, threads);
+        on_threads(threads, &|| order.work());
+    } else {
+        on_threads(threads, &|| worker::work(&run));
     }
     run.finish()
 }

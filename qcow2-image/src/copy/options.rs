@@ -1,14 +1,18 @@
 //! How to copy.
 
 use std::fmt;
+use std::ops::Range;
 
 use qcow2_io::codec::Level;
 
-use super::CopyError;
+use super::{Checkpoint, CopyError};
 use crate::threads;
 
-/// What one thread works on at a time, unless something else is asked for; bytes.
-const CHUNK: u64 = 1 << 20;
+/// What one thread works on at a time, unless something else is asked for; bytes. It stays in a processor's own cache between
+/// reading and writing.
+const CHUNK: u64 = 256 << 10;
+/// The same where it is compressed in between.
+const CHUNK_COMPRESSED: u64 = 1 << 20;
 /// The most of it.
 const CHUNK_MAX: u64 = 64 << 20;
 /// Zeros are looked for in pieces of this many bytes, unless something else is asked for: QEMU's default.
@@ -27,6 +31,11 @@ pub trait Monitor: Sync {
     fn is_cancelled(&self) -> bool {
         false
     }
+
+    /// All before this is copied and durable. Only copies that were [asked](CopyOptions::checkpoints) for checkpoints tell it.
+    fn checkpoint(&self, checkpoint: &Checkpoint) {
+        _ = checkpoint;
+    }
 }
 
 /// How to copy.
@@ -35,10 +44,20 @@ pub trait Monitor: Sync {
 pub struct CopyOptions<'a> {
     threads: usize,
     pub(super) compress: Option<Level>,
-    chunk: u64,
+    chunk: Option<u64>,
     sparse: u64,
     pub(super) target_is_zero: bool,
     pub(super) zero_rest: bool,
+    pub(super) window: Option<(u64, u64)>,
+    pub(super) at: u64,
+    pub(super) layers: Option<u32>,
+    pub(super) only_changes: bool,
+    pub(super) salvage: bool,
+    ordered: Option<bool>,
+    pub(super) checkpoints: u64,
+    pub(super) resume: Option<Checkpoint>,
+    pub(super) rate: u64,
+    pub(super) reserve: bool,
     pub(super) monitor: Option<&'a dyn Monitor>,
 }
 
@@ -47,10 +66,20 @@ impl Default for CopyOptions<'_> {
         Self {
             threads: 0,
             compress: None,
-            chunk: CHUNK,
+            chunk: None,
             sparse: SPARSE,
             target_is_zero: false,
             zero_rest: true,
+            window: None,
+            at: 0,
+            layers: None,
+            only_changes: false,
+            salvage: false,
+            ordered: None,
+            checkpoints: 0,
+            resume: None,
+            rate: 0,
+            reserve: false,
             monitor: None,
         }
     }
@@ -74,7 +103,7 @@ impl<'a> CopyOptions<'a> {
         self
     }
 
-    /// Bytes that a thread works on at a time, 1 MiB by default, at most 64 MiB; at least a cluster is taken where whole ones are
+    /// Bytes that a thread works on at a time, by default 256 KiB or, if it is compressed, 1 MiB; at most 64 MiB; at least a cluster is taken where whole ones are
     /// needed.
     ///
     /// # Memory
@@ -82,7 +111,7 @@ impl<'a> CopyOptions<'a> {
     /// A copy has one buffer of this size for each thread; if it compresses, two for each piece in flight, of which there are
     /// twice as many as threads.
     pub fn chunk(mut self, bytes: u64) -> Self {
-        self.chunk = bytes;
+        self.chunk = Some(bytes);
         self
     }
 
@@ -106,6 +135,83 @@ impl<'a> CopyOptions<'a> {
         self
     }
 
+    /// Copies only `range` of the source; what of it lies behind the source's end is left out. With this, or a
+    /// [place](Self::at), the target keeps all else that it has.
+    pub fn window(mut self, range: Range<u64>) -> Self {
+        self.window = Some((range.start, range.end.max(range.start)));
+        self
+    }
+
+    /// Where in the target the copy begins, in bytes; what is compressed goes to whole clusters only.
+    pub fn at(mut self, offset: u64) -> Self {
+        self.at = offset;
+        self
+    }
+
+    /// The part that `dd` would copy: blocks of `size` bytes, `count` of them or all, without the first `skip` of the source, to
+    /// behind the first `seek` of the target.
+    pub fn blocks(self, size: u64, count: Option<u64>, skip: u64, seek: u64) -> Self {
+        let start = skip.saturating_mul(size);
+        let end = count.map_or(u64::MAX, |count| {
+            start.saturating_add(count.saturating_mul(size))
+        });
+        self.window(start..end).at(seek.saturating_mul(size))
+    }
+
+    /// Copies only what the uppermost `layers` layers of the source hold, zeros among it, and leaves the target as it is elsewhere:
+    /// for one with a backing file that shows what the lower layers do. By default all is copied that the source shows.
+    pub fn layers(mut self, layers: u32) -> Self {
+        self.layers = Some(layers);
+        self
+    }
+
+    /// Reads the target, too, and stores only what differs from what it shows, its backing file included. Not for compressed
+    /// copies.
+    pub fn only_changes(mut self, on: bool) -> Self {
+        self.only_changes = on;
+        self
+    }
+
+    /// Goes on where the source can't be read: sectors of 512 bytes that fail, each tried on its own, become zeros. The
+    /// [report](super::CopyReport::lost) says which.
+    pub fn salvage(mut self, on: bool) -> Self {
+        self.salvage = on;
+        self
+    }
+
+    /// Whether the target is written from front to back, whoever is ready first: so compressed copies are, unless told
+    /// otherwise, and others are not. Takes the memory of compressed copies.
+    pub fn ordered(mut self, on: bool) -> Self {
+        self.ordered = Some(on);
+        self
+    }
+
+    /// Makes a checkpoint whenever so many more bytes of the source are through, and when the copy ends early: the target is
+    /// flushed, and the [monitor](Monitor::checkpoint) told. 0, the default, for none.
+    pub fn checkpoints(mut self, every: u64) -> Self {
+        self.checkpoints = every;
+        self
+    }
+
+    /// Takes up a copy that was interrupted. Source and target must be as it left them, and the options the same.
+    pub fn resume(mut self, checkpoint: Checkpoint) -> Self {
+        self.resume = Some(checkpoint);
+        self
+    }
+
+    /// Reads no more bytes of the source a second, on average. 0, the default, means no limit.
+    pub fn rate(mut self, bytes_per_second: u64) -> Self {
+        self.rate = bytes_per_second;
+        self
+    }
+
+    /// Reserves space for all that is copied, zeros among it, before the first byte is. For plain files and the like; an
+    /// image is [created](crate::create::CreateOptions::preallocation) so.
+    pub fn reserve(mut self, on: bool) -> Self {
+        self.reserve = on;
+        self
+    }
+
     /// Who watches.
     pub fn monitor(mut self, monitor: &'a dyn Monitor) -> Self {
         self.monitor = Some(monitor);
@@ -119,17 +225,31 @@ impl<'a> CopyOptions<'a> {
         }
     }
 
+    /// Whether pieces are stored in their order.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.ordered.unwrap_or(self.compress.is_some())
+    }
+
+    /// Whether the copy goes from the start of the source to the start of the target.
+    pub(super) fn is_whole(&self) -> bool {
+        self.window.is_none() && self.at == 0
+    }
+
     /// The size of a piece of work, in whole units.
     pub(super) fn chunk_bytes(&self, unit: u64) -> Result<u64, CopyError> {
-        if self.chunk == 0 || self.chunk > CHUNK_MAX {
+        let chunk = self.chunk.unwrap_or(match self.compress {
+            Some(_) => CHUNK_COMPRESSED,
+            None => CHUNK,
+        });
+        if chunk == 0 || chunk > CHUNK_MAX {
             return Err(CopyError::Option {
                 option: "the chunk size",
-                value: self.chunk,
+                value: chunk,
                 why: "it goes from 1 byte to 64 MiB",
             });
         }
         // Holes of most files begin and end at such borders.
-        Ok(self.chunk.next_multiple_of(unit.max(SPARSE)))
+        Ok(chunk.next_multiple_of(unit.max(SPARSE)))
     }
 
     /// The size of pieces that are looked at for zeros, in whole units; `None` to store all.
@@ -157,6 +277,16 @@ impl fmt::Debug for CopyOptions<'_> {
             .field("sparse", &self.sparse)
             .field("target_is_zero", &self.target_is_zero)
             .field("zero_rest", &self.zero_rest)
+            .field("window", &self.window)
+            .field("at", &self.at)
+            .field("layers", &self.layers)
+            .field("only_changes", &self.only_changes)
+            .field("salvage", &self.salvage)
+            .field("ordered", &self.is_ordered())
+            .field("checkpoints", &self.checkpoints)
+            .field("resume", &self.resume)
+            .field("rate", &self.rate)
+            .field("reserve", &self.reserve)
             .finish_non_exhaustive()
     }
 }

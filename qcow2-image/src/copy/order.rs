@@ -1,4 +1,4 @@
-//! The order in which compressed pieces are stored.
+//! Pieces that are stored in order, as compressed ones mostly are.
 //!
 //! A thread takes a parcel, then the next piece of work, fills the parcel and hands it in. If it is its turn, the thread
 //! stores it, and all that follow and are there already. So nobody waits for a turn; one waits only for an empty parcel, and then
@@ -7,20 +7,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use qcow2_io::codec::Level;
-
 use super::pack::Parcel;
 use super::run::{Run, Watch, lock};
-use crate::Image;
 
 /// Parcels for each thread: one that it fills, and one that waits for its turn.
 const PARCELS: usize = 2;
 
-/// The threads that compress, and the parcels between them.
+/// The threads that store in order, and the parcels between them.
 pub(super) struct Order<'r, 'a> {
     run: &'r Run<'a>,
-    image: &'a Image,
-    level: Level,
     state: Mutex<State>,
     /// A parcel is empty, or all are to stop.
     returned: Condvar,
@@ -45,12 +40,10 @@ impl State {
 }
 
 impl<'r, 'a> Order<'r, 'a> {
-    pub(super) fn new(run: &'r Run<'a>, image: &'a Image, level: Level, threads: usize) -> Self {
+    pub(super) fn new(run: &'r Run<'a>, threads: usize) -> Self {
         let parcels = if threads == 1 { 1 } else { threads * PARCELS };
         Self {
             run,
-            image,
-            level,
             state: Mutex::new(State {
                 empty: (0..parcels).map(|_| Parcel::default()).collect(),
                 ..State::default()
@@ -68,7 +61,7 @@ impl<'r, 'a> Order<'r, 'a> {
                 // Others that wait must learn that nothing is left, too.
                 return lock(&self.state).empty.push(parcel);
             };
-            if let Err(error) = parcel.fill(self.run, job, self.image, self.level) {
+            if let Err(error) = parcel.fill(self.run, job) {
                 return self.run.fail(error);
             }
             self.hand_in(parcel);
@@ -103,10 +96,10 @@ impl<'r, 'a> Order<'r, 'a> {
             if self.run.is_stopped() {
                 return;
             }
-            if let Err(error) = parcel.store(self.run, self.image) {
+            if let Err(error) = parcel.store(self.run) {
                 return self.run.fail(error);
             }
-            self.run.note_done(parcel.len());
+            self.run.note_done(parcel.job());
             state = lock(&self.state);
             state.turn += 1;
             state.empty.push(parcel);

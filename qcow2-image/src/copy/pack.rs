@@ -1,17 +1,16 @@
-//! Compressing a piece of the disk.
+//! A piece of the disk between reading and storing.
 
 use std::ops::Range;
 
 use qcow2_format::GuestOffset;
-use qcow2_io::codec::Level;
 
 use super::CopyError;
 use super::plan::Job;
 use super::run::{Run, slice};
 use super::zeros::is_zero;
-use crate::{Image, ImageError};
+use crate::ImageError;
 
-/// A piece of the disk, compressed, on its way to the image.
+/// A piece of the disk, perhaps compressed, on its way to the target.
 #[derive(Debug, Default)]
 pub(super) struct Parcel {
     job: Job,
@@ -30,7 +29,7 @@ enum Cluster {
         guest: u64,
         stream: Range<usize>,
     },
-    /// Compressing doesn't pay.
+    /// As it is.
     Plain(Range<u64>),
     Zero(Range<u64>),
 }
@@ -40,18 +39,12 @@ impl Parcel {
         self.job.ticket
     }
 
-    pub(super) fn len(&self) -> u64 {
-        self.job.len()
+    pub(super) fn job(&self) -> &Job {
+        &self.job
     }
 
-    /// Reads and compresses.
-    pub(super) fn fill(
-        &mut self,
-        run: &Run<'_>,
-        job: Job,
-        image: &Image,
-        level: Level,
-    ) -> Result<(), CopyError> {
+    /// Reads, and compresses if that is wanted.
+    pub(super) fn fill(&mut self, run: &Run<'_>, job: Job) -> Result<(), CopyError> {
         self.job = job;
         self.clusters.clear();
         let (place, base) = (&run.place, self.job.range.start);
@@ -63,9 +56,13 @@ impl Parcel {
         if self.input.is_empty() {
             let len = usize::try_from(place.chunk).unwrap_or(usize::MAX);
             self.input.resize(len, 0);
-            self.output.resize(len, 0);
         }
         let filled = run.read(&self.job, &mut self.input)?;
+        let Some((image, level)) = place.packing() else {
+            self.fill_plain(run, filled);
+            return Ok(());
+        };
+        self.output.resize(self.input.len(), 0);
         let mut used = 0;
         let mut at = base;
         for whole in filled {
@@ -104,6 +101,22 @@ impl Parcel {
         Ok(())
     }
 
+    /// Leaves out the zeros of what was read.
+    fn fill_plain(&mut self, run: &Run<'_>, filled: Vec<Range<u64>>) {
+        let (place, base) = (&run.place, self.job.range.start);
+        let end = self.job.range.end.next_multiple_of(place.unit);
+        let mut at = base;
+        for whole in filled {
+            let bytes = slice(&mut self.input, base, whole.clone());
+            for stretch in place.stretches(bytes, whole) {
+                self.add_zeros(at..stretch.start);
+                at = stretch.end;
+                self.add_plain(stretch);
+            }
+        }
+        self.add_zeros(at..end.max(at));
+    }
+
     fn add_zeros(&mut self, range: Range<u64>) {
         match self.clusters.last_mut() {
             _ if range.is_empty() => {}
@@ -120,16 +133,14 @@ impl Parcel {
     }
 
     /// Stores everything, in the order of the disk.
-    pub(super) fn store(&mut self, run: &Run<'_>, image: &Image) -> Result<(), CopyError> {
+    pub(super) fn store(&mut self, run: &Run<'_>) -> Result<(), CopyError> {
         let (place, base) = (&run.place, self.job.range.start);
         let (mut clusters, mut compressed, mut stored) = (0, 0, 0);
         for cluster in &self.clusters {
             match cluster {
                 Cluster::Packed { guest, stream } => {
                     let bytes = self.output.get(stream.clone()).unwrap_or_default();
-                    image
-                        .write_stream(bytes, *guest)
-                        .map_err(|error| CopyError::target_at(*guest, place.unit, error))?;
+                    place.write_stream(bytes, *guest)?;
                     clusters += 1;
                     compressed += bytes.len() as u64;
                     stored += place.unit.min(place.len - guest);

@@ -15,10 +15,12 @@ const BATCH: usize = 256;
 pub(super) struct Job {
     /// Its number in the order of the disk, from 0, among those that are to be worked on.
     pub(super) ticket: u64,
-    /// Where on the disk. It starts at a multiple of the chunk size; what has data is no longer than a chunk.
+    /// Where on the disk. It starts at a multiple of the unit; what has data is no longer than a chunk.
     pub(super) range: Range<u64>,
     /// What has to be read, in order; all else is zeros.
     pub(super) data: Vec<Range<u64>>,
+    /// The target keeps what it has there.
+    pub(super) is_kept: bool,
 }
 
 impl Job {
@@ -28,44 +30,59 @@ impl Job {
     }
 }
 
+/// Something that is not zeros.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    range: Range<u64>,
+    /// It is in a layer that is left out.
+    is_kept: bool,
+}
+
+/// How to divide.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Division {
+    /// Bytes of a piece with data.
+    pub(super) chunk: u64,
+    /// Only multiples of this are left out; bytes.
+    pub(super) unit: u64,
+    /// Where to begin, a multiple of the chunk.
+    pub(super) start: u64,
+    /// Pieces without data are joined.
+    pub(super) joins_zeros: bool,
+    /// Pieces without data are no work, and get no number of their own.
+    pub(super) passes_zeros: bool,
+    /// Only what the uppermost layers have is copied.
+    pub(super) layers: Option<u32>,
+    /// Where the source does not tell what it has, it is taken to have data.
+    pub(super) salvages: bool,
+}
+
 /// Divides the source into pieces, from front to back.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     source: &'a dyn Storage,
     /// Length of the source.
     len: u64,
-    chunk: u64,
-    /// Pieces without data are joined.
-    joins_zeros: bool,
-    /// Pieces without data are no work, and get no number of their own.
-    passes_zeros: bool,
+    division: Division,
     at: u64,
     tickets: u64,
     /// Where the source has data, from `at` on and as far as it was asked.
-    known: VecDeque<Range<u64>>,
+    known: VecDeque<Known>,
     asked_until: u64,
 }
 
 impl<'a> Plan<'a> {
     /// A plan for a source of `len` bytes.
-    pub(super) fn new(source: &'a dyn Storage, len: u64, chunk: u64, joins_zeros: bool) -> Self {
+    pub(super) fn new(source: &'a dyn Storage, len: u64, division: Division) -> Self {
         Self {
             source,
             len,
-            chunk,
-            joins_zeros,
-            passes_zeros: false,
-            at: 0,
+            division,
+            at: division.start,
             tickets: 0,
             known: VecDeque::new(),
-            asked_until: 0,
+            asked_until: division.start,
         }
-    }
-
-    /// Those who do the work pass over pieces without data.
-    pub(super) fn passing_zeros(mut self, on: bool) -> Self {
-        self.passes_zeros = on;
-        self
     }
 
     /// The next piece; `None` behind the last.
@@ -74,71 +91,112 @@ impl<'a> Plan<'a> {
             return Ok(None);
         }
         let start = self.at;
-        let mut end = self.len.min(start.saturating_add(self.chunk));
+        let chunk = self.division.chunk;
+        let mut end = self.len.min((start / chunk + 1).saturating_mul(chunk));
         while self.known.is_empty() && self.asked_until < self.len {
             self.ask()?;
         }
-        let first = self.known.front().map_or(self.len, |data| data.start);
-        let data = if first < end {
-            while self.asked_until < end {
-                self.ask()?;
+        let mut job = Job::default();
+        match self.known.front() {
+            Some(first) if first.is_kept && first.range.start <= start => {
+                end = first.range.end;
+                job.is_kept = true;
+                self.known.pop_front();
             }
-            self.take(end)
-        } else {
-            if self.joins_zeros {
-                end = if first < self.len {
-                    first / self.chunk * self.chunk
-                } else {
-                    self.len
+            Some(first) if first.range.start < end => {
+                while self.asked_until < end {
+                    self.ask()?;
+                }
+                let kept = self.known.iter().find(|known| known.is_kept);
+                end = kept.map_or(end, |known| end.min(known.range.start));
+                job.data = self.take(end);
+            }
+            first if self.division.joins_zeros => {
+                end = match first {
+                    Some(first) if first.is_kept => first.range.start,
+                    Some(first) => first.range.start / chunk * chunk,
+                    None => self.len,
                 };
             }
-            Vec::new()
-        };
+            _ => {}
+        }
         self.at = end;
-        let ticket = self.tickets;
-        if !(self.passes_zeros && data.is_empty()) {
+        job.range = start..end;
+        job.ticket = self.tickets;
+        let is_passed = self.division.passes_zeros && job.data.is_empty();
+        if !job.is_kept && !is_passed {
             self.tickets += 1;
         }
-        Ok(Some(Job {
-            ticket,
-            range: start..end,
-            data,
-        }))
+        Ok(Some(job))
     }
 
     /// Learns more of the source.
     fn ask(&mut self) -> Result<(), CopyError> {
         let (from, to) = (self.asked_until, self.len);
-        let found = self.source.extents(from..to, BATCH);
-        let found = found.map_err(|error| CopyError::source_at(from, to - from, error))?;
+        let found = match self.source.extents(from..to, BATCH) {
+            Ok(found) => found,
+            Err(_) if self.division.salvages => {
+                let chunk = self.division.chunk;
+                let end = to.min((from / chunk + 1).saturating_mul(chunk));
+                self.note(from..end, false);
+                self.asked_until = end;
+                return Ok(());
+            }
+            Err(error) => return Err(CopyError::source_at(from, to - from, error)),
+        };
         for extent in &found {
             let end = extent.end().min(to);
             if end > self.asked_until {
-                if !extent.kind.reads_as_zeros() {
-                    self.note_data(self.asked_until..end);
+                let range = self.asked_until..end;
+                let layers = self.division.layers;
+                if layers.is_some_and(|layers| extent.depth >= layers) {
+                    self.keep(range);
+                } else if !extent.kind.reads_as_zeros() {
+                    self.note(range, false);
                 }
                 self.asked_until = end;
             }
         }
         if self.asked_until == from {
             // One that says nothing would be asked for ever.
-            self.note_data(from..to);
+            self.note(from..to, false);
             self.asked_until = to;
         }
         Ok(())
     }
 
-    fn note_data(&mut self, range: Range<u64>) {
+    /// Leaves out as much of a range as is whole units; the rest shows the same bytes, and is copied with its neighbours.
+    fn keep(&mut self, range: Range<u64>) {
+        let unit = self.division.unit;
+        let start = range.start.next_multiple_of(unit);
+        let end = if range.end == self.len {
+            range.end
+        } else {
+            range.end / unit * unit
+        };
+        if start >= end {
+            return self.note(range, false);
+        }
+        self.note(range.start..start, false);
+        self.note(start..end, true);
+        self.note(end..range.end, false);
+    }
+
+    fn note(&mut self, range: Range<u64>, is_kept: bool) {
         match self.known.back_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => self.known.push_back(range),
+            _ if range.is_empty() => {}
+            Some(last) if last.range.end == range.start && last.is_kept == is_kept => {
+                last.range.end = range.end;
+            }
+            _ => self.known.push_back(Known { range, is_kept }),
         }
     }
 
     /// Takes what is known to be data before `end`.
     fn take(&mut self, end: u64) -> Vec<Range<u64>> {
         let mut taken = Vec::new();
-        while let Some(data) = self.known.front_mut() {
+        while let Some(known) = self.known.front_mut() {
+            let data = &mut known.range;
             if data.start >= end {
                 break;
             }
@@ -147,7 +205,8 @@ impl<'a> Plan<'a> {
                 data.start = end;
                 break;
             }
-            taken.extend(self.known.pop_front());
+            taken.push(data.clone());
+            self.known.pop_front();
         }
         taken
     }
@@ -219,7 +278,16 @@ mod tests {
     fn jobs(stripe: u64, len: u64, chunk: u64, joins_zeros: bool) -> Vec<Job> {
         let memory = Memory::with_len(len).unwrap();
         let source = Striped { memory, stripe };
-        let mut plan = Plan::new(&source, len, chunk, joins_zeros);
+        let division = Division {
+            chunk,
+            unit: 1,
+            start: 0,
+            joins_zeros,
+            passes_zeros: false,
+            layers: None,
+            salvages: false,
+        };
+        let mut plan = Plan::new(&source, len, division);
         std::iter::from_fn(|| plan.next().unwrap()).collect()
     }
 

@@ -7,9 +7,12 @@ use std::thread;
 
 use qcow2_io::Storage;
 
-use super::plan::{Job, Plan};
+use super::checkpoint::Marks;
+use super::plan::{Division, Job, Plan};
+use super::rate::Rate;
+use super::salvage;
 use super::target::Place;
-use super::{CopyError, CopyOptions, CopyReport, Monitor};
+use super::{Checkpoint, CopyError, CopyOptions, CopyReport, Monitor};
 
 /// What the threads of a copy share.
 pub(super) struct Run<'a> {
@@ -21,6 +24,13 @@ pub(super) struct Run<'a> {
     /// Pieces without data need no work.
     passes_zeros: bool,
     plan: Mutex<Plan<'a>>,
+    rate: Option<Rate>,
+    salvages: bool,
+    /// Where in a sector the source begins.
+    phase: u64,
+    marks: Marks,
+    /// The target had nothing but zeros when the copy began.
+    was_zero: bool,
     stopped: AtomicBool,
     failure: Mutex<Option<CopyError>>,
     done: AtomicU64,
@@ -36,18 +46,35 @@ impl<'a> Run<'a> {
     ) -> Self {
         let joins_zeros = place.granule.is_some();
         let passes_zeros = joins_zeros && place.is_zero();
-        let plan = Plan::new(source, len, place.chunk, joins_zeros);
+        let start = options
+            .resume
+            .map_or(0, |checkpoint| checkpoint.offset.min(len));
+        let start = start / place.chunk * place.chunk;
+        let division = Division {
+            chunk: place.chunk,
+            unit: place.unit,
+            start,
+            joins_zeros,
+            passes_zeros,
+            layers: options.layers,
+            salvages: options.salvage,
+        };
         Self {
             source,
             len,
             place,
             monitor: options.monitor,
-            zero_rest: options.zero_rest,
+            zero_rest: options.zero_rest && options.is_whole() && options.layers.is_none(),
             passes_zeros,
-            plan: Mutex::new(plan.passing_zeros(passes_zeros)),
+            plan: Mutex::new(Plan::new(source, len, division)),
+            rate: Rate::new(options.rate),
+            salvages: options.salvage,
+            phase: options.window.map_or(0, |(start, _)| start % 512),
+            marks: Marks::new(options.checkpoints, start),
+            was_zero: place.is_zero(),
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
-            done: AtomicU64::new(0),
+            done: AtomicU64::new(start),
             report: Mutex::new(CopyReport::default()),
         }
     }
@@ -61,10 +88,15 @@ impl<'a> Run<'a> {
             if self.is_stopped() {
                 return None;
             }
-            let next = lock(&self.plan).next();
+            let mut plan = lock(&self.plan);
+            let next = plan.next();
+            if let Ok(Some(job)) = &next {
+                self.marks.begin(job.range.start, job.range.end);
+            }
+            drop(plan);
             match next {
-                Ok(Some(job)) if job.data.is_empty() && self.passes_zeros => {
-                    self.note_done(job.len());
+                Ok(Some(job)) if job.is_kept || (job.data.is_empty() && self.passes_zeros) => {
+                    self.note_done(&job);
                 }
                 Ok(job) => return job,
                 Err(error) => {
@@ -96,11 +128,7 @@ impl<'a> Run<'a> {
             let mut at = whole.start;
             while let Some(part) = next.filter(|part| part.start < whole.end) {
                 slice(buffer, base, at..part.start).fill(0);
-                self.source
-                    .read_at(slice(buffer, base, part.clone()), part.start)
-                    .map_err(|error| {
-                        CopyError::source_at(part.start, part.end - part.start, error)
-                    })?;
+                self.fetch(slice(buffer, base, part.clone()), part.start)?;
                 at = part.end;
                 next = data.next();
             }
@@ -111,17 +139,57 @@ impl<'a> Run<'a> {
         Ok(filled)
     }
 
+    /// Reads from the source, or what can be read of it.
+    fn fetch(&self, bytes: &mut [u8], offset: u64) -> Result<(), CopyError> {
+        let len = bytes.len() as u64;
+        if let Some(rate) = &self.rate {
+            let is_over = || self.is_stopped() || self.monitor.is_some_and(Monitor::is_cancelled);
+            if !rate.take(len, is_over) {
+                return Err(CopyError::Cancelled);
+            }
+        }
+        match self.source.read_at(bytes, offset) {
+            Err(_) if self.salvages => {
+                salvage::read(self.source, bytes, offset, self.phase, &mut |range| {
+                    self.count(|report| report.lost.add(range.clone()));
+                });
+                Ok(())
+            }
+            Err(error) => Err(CopyError::source_at(offset, len, error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Adds to the report.
     pub(super) fn count(&self, add: impl Fn(&mut CopyReport)) {
         add(&mut lock(&self.report));
     }
 
-    /// So many bytes of the disk are through.
-    pub(super) fn note_done(&self, len: u64) {
-        let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
+    /// A piece is through.
+    pub(super) fn note_done(&self, job: &Job) {
+        let done = self.done.fetch_add(job.len(), Ordering::Relaxed) + job.len();
+        self.marks.end(job.range.start);
         if let Some(monitor) = self.monitor {
             monitor.progress(done, self.len);
         }
+        if let Err(error) = self.mark(false) {
+            self.fail(error);
+        }
+    }
+
+    /// Makes a checkpoint if it is time for one.
+    fn mark(&self, now: bool) -> Result<(), CopyError> {
+        self.marks.make(now, |offset| {
+            self.place.flush()?;
+            if let Some(monitor) = self.monitor {
+                monitor.checkpoint(&Checkpoint {
+                    offset,
+                    len: self.len,
+                    was_zero: self.was_zero,
+                });
+            }
+            Ok(())
+        })
     }
 
     /// Ends all threads; the first reason is kept.
@@ -140,7 +208,10 @@ impl<'a> Run<'a> {
 
     /// What came of it, once all threads are through; zeros what is left of the target.
     pub(super) fn finish(self) -> Result<CopyReport, CopyError> {
-        if let Some(error) = lock(&self.failure).take() {
+        let failure = lock(&self.failure).take();
+        if let Some(error) = failure {
+            // The reason why it ended is what counts.
+            let _ = self.mark(true);
             return Err(error);
         }
         let end = self.len.next_multiple_of(self.place.unit);
@@ -152,7 +223,8 @@ impl<'a> Run<'a> {
                 self.place.zero(part)?;
             }
         }
-        let report = *lock(&self.report);
+        self.place.round_up()?;
+        let report = lock(&self.report).clone();
         Ok(CopyReport {
             len_bytes: self.len,
             ..report

@@ -5,6 +5,7 @@ use std::ops::Range;
 use qcow2_io::codec::Level;
 use qcow2_io::{Storage, ZeroFlags};
 
+use super::zeros::stretches;
 use super::{CopyError, CopyOptions};
 use crate::Image;
 
@@ -47,8 +48,14 @@ pub(super) struct Place<'a> {
     pub(super) unit: u64,
     /// Pieces that may be left out if they are zero; bytes, multiples of `unit`. `None` if all is to be stored.
     pub(super) granule: Option<u64>,
+    /// Clusters that an image's file had before.
+    file_clusters: u64,
     /// Bytes of a piece of work; multiples of `unit`.
     pub(super) chunk: u64,
+    /// Where the copy begins in the target; bytes. All other places are told from there.
+    shift: u64,
+    /// What the target has already is not written again.
+    pub(super) only_changes: bool,
 }
 
 impl<'a> Place<'a> {
@@ -67,37 +74,75 @@ impl<'a> Place<'a> {
             }
             _ => 1,
         };
+        let shift = options.at;
+        // An encrypted image takes any place, and only works more.
+        let unit = match options.compress {
+            None if !shift.is_multiple_of(unit) => 1,
+            _ => unit,
+        };
         let (chunk, granule) = (options.chunk_bytes(unit)?, options.granule(unit)?);
+        if options.only_changes && (options.compress.is_some() || options.is_ordered()) {
+            return Err(CopyError::Options(
+                "changes only, and compression or order,",
+            ));
+        }
         let storage = storage_of(target);
         let before = storage
             .len()
             .map_err(|error| CopyError::target_at(0, 0, error))?;
+        let end = shift.saturating_add(source_len);
         let mut len = before;
-        if before < source_len {
+        if before < end {
             if let Target::Image(_) = target {
                 return Err(CopyError::TooSmall {
                     source_len,
-                    target_len: before,
+                    target_len: before.saturating_sub(shift),
                 });
             }
-            let grown = storage.set_len(source_len);
-            grown.map_err(|error| CopyError::target_at(before, source_len - before, error))?;
-            len = source_len;
+            let grown = storage.set_len(end);
+            grown.map_err(|error| CopyError::target_at(before, end - before, error))?;
+            len = end;
         }
         if let (Target::Image(image), Some(_)) = (target, options.compress) {
-            let end = source_len.next_multiple_of(unit).min(len);
-            let checked = image.check_compressible(0, end);
-            checked.map_err(|error| CopyError::target_at(0, end, error))?;
+            let end = end.next_multiple_of(unit).min(len);
+            let checked = image.check_compressible(shift, end.saturating_sub(shift));
+            checked.map_err(|error| CopyError::target_at(shift, source_len, error))?;
         }
-        let is_zero = options.target_is_zero || reads_as_zeros(storage, before)?;
+        let was_zero = options.resume.map(|checkpoint| checkpoint.was_zero);
+        let is_zero = match was_zero {
+            // Layers that are left out show through.
+            _ if options.layers.is_some() => false,
+            _ if options.target_is_zero => true,
+            Some(was_zero) => was_zero,
+            None => {
+                reads_as_zeros(storage, shift..before.min(end).max(shift))?
+                    && (!options.zero_rest
+                        || !options.is_whole()
+                        || reads_as_zeros(storage, end.min(before)..before)?)
+            }
+        };
+        if options.reserve && options.resume.is_none() {
+            let rest = options.zero_rest && options.is_whole();
+            reserve(storage, shift..if rest { len } else { end })?;
+        }
         Ok(Self {
             target,
             compress: options.compress,
-            len,
-            zero_from: if is_zero { 0 } else { before },
+            len: len.saturating_sub(shift),
+            zero_from: if is_zero || options.reserve {
+                0
+            } else {
+                before.saturating_sub(shift)
+            },
             unit,
             granule,
+            file_clusters: match target {
+                Target::Image(image) => image.file_clusters(),
+                Target::Storage(_) => 0,
+            },
             chunk,
+            shift,
+            only_changes: options.only_changes,
         })
     }
 
@@ -106,6 +151,19 @@ impl<'a> Place<'a> {
         match (self.target, self.compress) {
             (Target::Image(image), Some(level)) => Some((image, level)),
             _ => None,
+        }
+    }
+
+    /// Makes a file that has grown end with a whole cluster; compressed data ends where it ends.
+    pub(super) fn round_up(&self) -> Result<(), CopyError> {
+        match self.target {
+            Target::Image(image)
+                if self.compress.is_none() && image.file_clusters() > self.file_clusters =>
+            {
+                let filled = image.fill_last_cluster();
+                filled.map_err(|error| CopyError::target_at(0, 0, error))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -120,9 +178,42 @@ impl<'a> Place<'a> {
         let inside = usize::try_from(len).ok().and_then(|len| bytes.get(..len));
         let storage = storage_of(self.target);
         storage
-            .write_at(inside.unwrap_or_default(), offset)
+            .write_at(inside.unwrap_or_default(), self.shift + offset)
             .map_err(|error| CopyError::target_at(offset, len, error))?;
         Ok(len)
+    }
+
+    /// Stores a stream that gives a whole cluster.
+    pub(super) fn write_stream(&self, stream: &[u8], offset: u64) -> Result<(), CopyError> {
+        let Target::Image(image) = self.target else {
+            return Err(CopyError::NotAnImage);
+        };
+        image
+            .write_stream(stream, self.shift + offset)
+            .map_err(|error| CopyError::target_at(offset, self.unit, error))
+    }
+
+    /// What the target has.
+    pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), CopyError> {
+        let len = bytes.len() as u64;
+        storage_of(self.target)
+            .read_at(bytes, self.shift + offset)
+            .map_err(|error| CopyError::target_at(offset, len, error))
+    }
+
+    /// Makes what was written durable.
+    pub(super) fn flush(&self) -> Result<(), CopyError> {
+        storage_of(self.target)
+            .flush()
+            .map_err(|error| CopyError::target_at(0, 0, error))
+    }
+
+    /// The parts of a range, whose bytes these are, that have to be stored.
+    pub(super) fn stretches(&self, bytes: &[u8], range: Range<u64>) -> Vec<Range<u64>> {
+        match self.granule {
+            Some(granule) => stretches(bytes, range.start, granule),
+            None => vec![range],
+        }
     }
 
     /// Sees to it that a range reads as zeros.
@@ -131,7 +222,10 @@ impl<'a> Place<'a> {
         for part in self.zero_parts(range) {
             let (start, len) = (part.start, part.end - part.start);
             storage
-                .write_zeroes(part, ZeroFlags::MAY_UNMAP)
+                .write_zeroes(
+                    self.shift + start..self.shift + part.end,
+                    ZeroFlags::MAY_UNMAP,
+                )
                 .map_err(|error| CopyError::target_at(start, len, error))?;
         }
         Ok(())
@@ -158,10 +252,25 @@ fn storage_of(target: Target<'_>) -> &dyn Storage {
     }
 }
 
-/// Whether a target knows that it has nothing but zeros.
-fn reads_as_zeros(storage: &dyn Storage, len: u64) -> Result<bool, CopyError> {
-    let found = storage.extents(0..len, LOOK);
-    let found = found.map_err(|error| CopyError::target_at(0, len, error))?;
-    let end = found.last().map_or(0, qcow2_io::Extent::end);
-    Ok(end >= len && found.iter().all(|extent| extent.kind.reads_as_zeros()))
+/// Whether a target knows that it has nothing but zeros in a range.
+fn reads_as_zeros(storage: &dyn Storage, range: Range<u64>) -> Result<bool, CopyError> {
+    let (mut at, len) = (range.start, range.end);
+    while at < len {
+        let found = storage.extents(at..len, LOOK);
+        let found = found.map_err(|error| CopyError::target_at(at, len - at, error))?;
+        let end = found.last().map_or(0, qcow2_io::Extent::end);
+        if end <= at || found.iter().any(|extent| !extent.kind.reads_as_zeros()) {
+            return Ok(false);
+        }
+        at = end;
+    }
+    Ok(true)
+}
+
+/// Has space kept for a range, which reads as zeros then.
+fn reserve(storage: &dyn Storage, range: Range<u64>) -> Result<(), CopyError> {
+    let (start, len) = (range.start, range.end - range.start);
+    storage
+        .write_zeroes(range, ZeroFlags::NONE)
+        .map_err(|error| CopyError::target_at(start, len, error))
 }

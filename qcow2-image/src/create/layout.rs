@@ -30,13 +30,15 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout of an image of `size` bytes, whose L1 table is known to be small enough.
+    /// The layout of an image of `size` bytes, whose L1 table is known to be small enough. The refcount table has entries for a file
+    /// of `room` bytes.
     pub(super) fn new(
         geometry: Geometry,
         size: u64,
         preallocation: Preallocation,
         external: bool,
         crypto_len: u64,
+        room: u64,
     ) -> Result<Self, CreateError> {
         let l1_entries = geometry.l1_entries_for(size);
         let preallocated = preallocation != Preallocation::Off;
@@ -61,20 +63,35 @@ impl Layout {
             + layout.l2_tables()
             + layout.crypto_clusters()
             + if external { 0 } else { guest_clusters };
-        let table_words = geometry.cluster_size() / 8;
-        loop {
-            layout.clusters = others + layout.table_clusters + layout.blocks;
-            let blocks = layout.clusters.div_ceil(geometry.refcounts_per_block());
-            let table_clusters = blocks.div_ceil(table_words);
-            if (blocks, table_clusters) == (layout.blocks, layout.table_clusters) {
-                break;
-            }
-            // Each grows with the other and never shrinks: the first agreement is the smallest.
-            layout.blocks = blocks;
-            layout.table_clusters = table_clusters;
-        }
+        let room = geometry
+            .clusters_for(room)
+            .div_ceil(geometry.refcounts_per_block())
+            .div_ceil(geometry.cluster_size() / 8);
+        (layout.table_clusters, layout.blocks) = Self::refcounts_for(geometry, others, room.max(1));
+        layout.clusters = others + layout.table_clusters + layout.blocks;
         layout.check_limits(preallocation)?;
         Ok(layout)
+    }
+
+    /// Clusters of a refcount table, at least `least`, and blocks, that describe `others` clusters and themselves.
+    pub(super) fn refcounts_for(geometry: Geometry, others: u64, least: u64) -> (u64, u64) {
+        let table_words = geometry.cluster_size() / 8;
+        let (mut table, mut blocks) = (least, 1);
+        loop {
+            let clusters = others.saturating_add(table + blocks);
+            let wanted = clusters.div_ceil(geometry.refcounts_per_block());
+            let found = (wanted.div_ceil(table_words).max(least), wanted);
+            if found == (table, blocks) {
+                return found;
+            }
+            // Each grows with the other and never shrinks: the first agreement is the smallest.
+            (table, blocks) = found;
+        }
+    }
+
+    /// All clusters that hold neither refcounts nor where they are.
+    pub(super) fn clusters_beside_refcounts(&self) -> u64 {
+        self.clusters - self.table_clusters - self.blocks
     }
 
     fn check_limits(&self, preallocation: Preallocation) -> Result<(), CreateError> {

@@ -15,6 +15,7 @@
 
 mod encryption;
 mod error;
+mod footprint;
 mod layout;
 mod options;
 pub(crate) mod parse;
@@ -23,6 +24,7 @@ mod target;
 mod write;
 
 pub use error::{CreateError, CreateErrorKind};
+pub(crate) use footprint::Footprint;
 pub use options::{CreateOptions, Preallocation};
 pub use write::write_image;
 

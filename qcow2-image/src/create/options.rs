@@ -70,6 +70,7 @@ pub struct CreateOptions {
     pub(super) data_file_storage: Option<Arc<dyn Storage>>,
     pub(super) data_file_raw: bool,
     pub(super) encryption: Encryption,
+    pub(super) room: u64,
 }
 
 impl Default for CreateOptions {
@@ -90,6 +91,7 @@ impl Default for CreateOptions {
             data_file_storage: None,
             data_file_raw: false,
             encryption: Encryption::default(),
+            room: 0,
         }
     }
 }
@@ -172,6 +174,14 @@ impl CreateOptions {
     /// Whether the external data file on its own is to be a raw image of the disk.
     pub fn data_file_raw(mut self, on: bool) -> Self {
         self.data_file_raw = on;
+        self
+    }
+
+    /// Makes the refcount table so long that the file can grow to this length, in bytes, before the table has to move: what
+    /// [`measure`](crate::measure::measure) tells of an image that is about to be filled. Matters where clusters are small: with the
+    /// default ones the shortest table is enough for 16 TiB.
+    pub fn room_for(mut self, file_bytes: u64) -> Self {
+        self.room = file_bytes;
         self
     }
 

@@ -40,7 +40,14 @@ impl Plan {
         let preallocation = options.effective_preallocation();
         let external = options.data_file.is_some();
         let crypto_len = options.encryption.area_len()?;
-        let layout = Layout::new(geometry, size, preallocation, external, crypto_len)?;
+        let layout = Layout::new(
+            geometry,
+            size,
+            preallocation,
+            external,
+            crypto_len,
+            options.room,
+        )?;
         let header = header(options, size, &layout);
         check_space(&header)?;
         Ok(Self {

@@ -261,7 +261,7 @@ fn refcount_blocks_count_themselves_however_many_there_are() {
 #[test]
 fn the_layout_of_a_huge_preallocated_disk_is_found_without_writing_it() {
     let geometry = qcow2_format::Geometry::new(16, 4, false).unwrap();
-    let layout = Layout::new(geometry, 1 << 50, Preallocation::Metadata, false, 0).unwrap();
+    let layout = Layout::new(geometry, 1 << 50, Preallocation::Metadata, false, 0, 0).unwrap();
     let data_clusters = 1_u64 << 34;
     let tables = data_clusters / 8192;
     assert_eq!(layout.l2_tables(), tables);
@@ -277,7 +277,7 @@ fn the_layout_of_a_huge_preallocated_disk_is_found_without_writing_it() {
         layout.preallocated().end - 65536
     );
     // 2 PiB of data and as many clusters of refcounts as there can be don't go together.
-    let error = Layout::new(geometry, 2 << 50, Preallocation::Full, false, 0).unwrap_err();
+    let error = Layout::new(geometry, 2 << 50, Preallocation::Full, false, 0, 0).unwrap_err();
     assert_eq!(error.kind(), CreateErrorKind::TooLarge);
     assert!(
         error
@@ -285,7 +285,7 @@ fn the_layout_of_a_huge_preallocated_disk_is_found_without_writing_it() {
             .starts_with("preallocation=full needs a refcount table of more")
     );
     let geometry = qcow2_format::Geometry::new(21, 0, false).unwrap();
-    let error = Layout::new(geometry, 1 << 57, Preallocation::Falloc, true, 0).unwrap_err();
+    let error = Layout::new(geometry, 1 << 57, Preallocation::Falloc, true, 0, 0).unwrap_err();
     assert_eq!(
         error.to_string(),
         "preallocation=falloc needs offsets of up to 144115188075855872, the limit is 72057594037927936"

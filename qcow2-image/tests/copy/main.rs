@@ -6,13 +6,27 @@
     reason = "what goes wrong in a test may end it, and helpers are part of the tests"
 )]
 
+/// Bitmaps that go along.
+mod bitmaps;
+/// Disks side by side.
+mod compared;
 /// Sources and targets of all kinds, judged by both checkers and by QEMU.
 mod equal;
 /// Sides that fail or panic, and copies that are cancelled.
 mod failing;
+/// Maps beside those of `qemu-img map`.
+mod mapped;
+/// How long files become, told before.
+mod measured;
+/// Copies of parts: windows, layers, changes; in order, at a rate, to reserved space.
+mod parts;
 /// What doesn't fit or makes no sense.
 mod refusal;
+/// Copies that were interrupted and taken up.
+mod resumed;
 /// What is copied, where to, and the tools.
 mod rig;
+/// Sources that can't be read everywhere.
+mod salvaged;
 /// What is read, held and stored, and in which order.
 mod thrift;

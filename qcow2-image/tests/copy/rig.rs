@@ -75,6 +75,41 @@ impl Folder {
         said
     }
 
+    /// Runs `qemu-img` in the folder and gives what it says; it must not find what it was asked to confirm.
+    pub(crate) fn img_fails(&self, line: &str) -> String {
+        let output = Command::new("qemu-img")
+            .args(line.split_whitespace())
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "qemu-img {line}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs commands of `qemu-io` on an image of the folder.
+    pub(crate) fn io(&self, commands: &[&str], name: &str) {
+        let output = Command::new("qemu-io")
+            .args(commands.iter().flat_map(|command| ["-c", command]))
+            .args(["-f", "qcow2", name])
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let worked = output.status.success() && !said.contains("failed");
+        assert!(worked, "qemu-io {commands:?} {name}: {said}");
+    }
+
+    /// As [`io`](Self::io), but the program is killed instead of closing the image.
+    pub(crate) fn io_killed(&self, commands: &[&str], name: &str) {
+        let output = Command::new("qemu-io")
+            .args(commands.iter().flat_map(|command| ["-c", command]))
+            .args(["-c", "abort", "-f", "qcow2", name])
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), None, "qemu-io went on");
+    }
+
     pub(crate) fn len(&self, name: &str) -> u64 {
         fs::metadata(self.path(name)).unwrap().len()
     }

@@ -1,12 +1,13 @@
 //! `cargo xtask bench`: whole workloads, side by side with QEMU, as ratios taken in one run.
 //!
 //! `check` is the checker's benchmark: `case` has its images, `read` is the yardstick, `table` the outcome on the screen. `io` is that of
-//! the virtual disk, `codec` that of compression and encryption. For all, `measure` runs processes, and `place` finds room for files.
+//! the virtual disk, `codec` that of compression and encryption, `lifecycle` that of whole operations on images. For all, `measure` runs processes, and `place` finds room for files.
 
 mod case;
 mod check;
 mod codec;
 mod io;
+mod lifecycle;
 mod measure;
 mod place;
 mod read;
@@ -31,6 +32,9 @@ enum Workload {
     #[command(hide = true)]
     Convert(codec::ConvertArgs),
     Io(io::Args),
+    Lifecycle(lifecycle::Args),
+    #[command(hide = true)]
+    LifecycleStep(lifecycle::StepArgs),
     #[command(hide = true)]
     Read(read::Args),
 }
@@ -42,6 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Workload::Codec(args) => codec::run(args),
         Workload::Convert(args) => codec::convert(args),
         Workload::Io(args) => io::run(args),
+        Workload::Lifecycle(args) => lifecycle::run(args),
+        Workload::LifecycleStep(args) => lifecycle::step(args),
         Workload::Read(args) => read::run(args),
     }
 }

@@ -495,6 +495,10 @@ fn split_keys_merge_and_damaged_ones_do_not() {
             let mut material = split_key(hash, &key, 9).unwrap();
             assert_eq!(material.len(), 9 * key.len());
             assert_eq!(*merge_key(hash, &material, key.len(), 9).unwrap(), key);
+            if len == 1 {
+                // Another key has one chance in 256 to be the same.
+                continue;
+            }
             material[0] ^= 1;
             assert_ne!(*merge_key(hash, &material, key.len(), 9).unwrap(), key);
         }

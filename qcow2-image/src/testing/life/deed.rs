@@ -193,6 +193,8 @@ impl Deed {
             Self::Resize { size } => {
                 *size > model.size() && !model.size().is_multiple_of(1 << model.cluster_bits)
             }
+            // QEMU stores no zeros then, and the new backing file shows.
+            Self::Rebase { to: Some(_) } => model.version == Version::V2 && model.backing.is_none(),
             _ => false,
         }
     }

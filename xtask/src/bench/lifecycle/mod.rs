@@ -46,7 +46,7 @@ pub(crate) struct Args {
     size: u64,
 
     /// Size of the disk that is shrunk to a quarter, in GiB; the time that qemu-img takes grows with its square
-    #[arg(long, value_name = "GIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    #[arg(long, value_name = "GIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=65536))]
     shrink_size: u64,
 
     /// Size of the disks whose data counts, in MiB; up to four times as much room is needed

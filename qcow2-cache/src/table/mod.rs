@@ -5,6 +5,7 @@
 //! looks whether the slot's version is still the same. All else, loading, changing and writing back, goes under the
 //! lock of one set, and no such lock is held while the storage works.
 
+mod buffer;
 mod slot;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use qcow2_format::HostOffset;
 
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, yield_now};
+use buffer::Buffer;
 use slot::{Flags, Slot};
 
 /// No slice is at this number: offsets end below 2^56.
@@ -194,11 +196,13 @@ impl TableCache {
     pub fn get_pair(&self, at: HostOffset) -> Option<(u64, u64)> {
         let index = self.word_index(at);
         self.read(at, |slot| {
-            let words = slot.words()?;
-            Some((
-                words.get(index)?.load(Ordering::SeqCst),
-                words.get(index + 1)?.load(Ordering::SeqCst),
-            ))
+            let word = |index: usize| {
+                if let Some(word) = slot.linear_word(index as u64, self.distance) {
+                    return Some(word);
+                }
+                Some(slot.words()?.get(index)?.load(Ordering::SeqCst))
+            };
+            Some((word(index)?, word(index + 1)?))
         })
     }
 
@@ -206,12 +210,20 @@ impl TableCache {
     ///
     /// Each word is of some moment during the call; of words that change together, all are of one.
     pub fn copy(&self, at: HostOffset, bytes: &mut [u8]) -> bool {
+        if bytes.len() != self.slice_bytes() {
+            return false;
+        }
         let (chunks, _) = bytes.as_chunks_mut::<8>();
         self.read(at, |slot| {
-            let words = slot.words()?;
-            if words.len() != chunks.len() {
-                return None;
+            if let Some(first) = slot.linear_word(0, self.distance) {
+                let mut word = first;
+                for chunk in &mut *chunks {
+                    *chunk = word.to_be_bytes();
+                    word = word.wrapping_add(self.distance);
+                }
+                return Some(());
             }
+            let words = slot.words()?;
             for (chunk, word) in chunks.iter_mut().zip(words) {
                 *chunk = word.load(Ordering::SeqCst).to_be_bytes();
             }
@@ -269,7 +281,7 @@ impl TableCache {
         cell.store(EMPTY, Ordering::Release);
         drop(flags);
 
-        let mut bytes = vec![0; self.slice_bytes()];
+        let mut buffer = Buffer::take(self.slice_bytes());
         // A panic in `load` must not leave the others waiting.
         let mut loading = Loading {
             cache: self,
@@ -278,9 +290,9 @@ impl TableCache {
             way,
             done: false,
         };
-        load(HostOffset::new(key << self.slice_bits), &mut bytes)?;
-        slot.fill(&bytes);
-        slot.straighten(self.distance);
+        load(HostOffset::new(key << self.slice_bits), buffer.bytes())?;
+        slot.fill(buffer.bytes(), self.distance);
+        drop(buffer);
         loading.done = true;
         let mut flags = lock(&set.flags);
         if let Some(flags) = flags.of.get_mut(way) {
@@ -343,6 +355,7 @@ impl TableCache {
         let way = self.way_of(set_index, key)?;
         let index = self.slot_range(set_index).start + way;
         let slot = self.slots.get(index)?;
+        slot.store_linear(self.slice_bytes() / 8, self.distance);
         let mut writer = SliceWriter {
             slot,
             words: slot.words()?,

@@ -35,6 +35,9 @@ pub(super) struct Slot {
     /// The first word, if each of the others is the one before it plus a distance that the cache knows, else 0. This line of
     /// memory is looked at anyway; with its help the words, most of which are in no processor's cache, mostly are not.
     linear: AtomicU64,
+    /// Whether the words hold the slice. Those of a linear one are not stored until one changes. Kept under the set's lock, or by
+    /// who loads the slice.
+    stored: AtomicBool,
     words: OnceLock<Box<[AtomicU64]>>,
 }
 
@@ -44,10 +47,12 @@ impl Slot {
             version: AtomicU64::new(0),
             touched: AtomicBool::new(false),
             linear: AtomicU64::new(0),
+            stored: AtomicBool::new(false),
             words: OnceLock::new(),
         }
     }
 
+    /// The words, of a slice that is not linear, or that is [stored](Self::store_linear).
     #[inline]
     pub(super) fn words(&self) -> Option<&[AtomicU64]> {
         self.words.get().map(|words| &**words)
@@ -103,18 +108,40 @@ impl Slot {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Stores bytes as big-endian words.
-    pub(super) fn fill(&self, bytes: &[u8]) {
+    /// Takes in a slice of big-endian words.
+    pub(super) fn fill(&self, bytes: &[u8], distance: u64) {
         let (chunks, _) = bytes.as_chunks::<8>();
+        let linear = linear_start(chunks, distance);
+        if linear.is_none() {
+            let words = chunks.iter().map(|chunk| u64::from_be_bytes(*chunk));
+            self.store(chunks.len(), words);
+        }
+        self.stored.store(linear.is_none(), Ordering::Relaxed);
+        // Who sees that it is not linear sees the words.
+        self.linear.store(linear.unwrap_or(0), Ordering::SeqCst);
+    }
+
+    /// Stores the `count` words of a linear slice, so that they can be changed. The set is locked.
+    pub(super) fn store_linear(&self, count: usize, distance: u64) {
+        if self.stored.load(Ordering::Relaxed) {
+            return;
+        }
+        let first = self.linear.load(Ordering::Relaxed);
+        let word = |index: u64| first.wrapping_add(distance.wrapping_mul(index));
+        self.store(count, (0..).map(word));
+        self.stored.store(true, Ordering::Relaxed);
+    }
+
+    fn store(&self, count: usize, values: impl Iterator<Item = u64>) {
         let words = self
             .words
-            .get_or_init(|| chunks.iter().map(|_| AtomicU64::new(0)).collect());
-        for (word, chunk) in words.iter().zip(chunks) {
-            word.store(u64::from_be_bytes(*chunk), Ordering::Relaxed);
+            .get_or_init(|| (0..count).map(|_| AtomicU64::new(0)).collect());
+        for (word, value) in words.iter().zip(values) {
+            word.store(value, Ordering::Relaxed);
         }
     }
 
-    /// The words as bytes for the file.
+    /// The words of a slice that was changed, as bytes for the file.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let words = self.words().unwrap_or_default();
         let mut bytes = Vec::with_capacity(words.len() * 8);
@@ -123,6 +150,27 @@ impl Slot {
         }
         bytes
     }
+}
+
+/// The first word, where each of the others is the one before it plus `distance`.
+fn linear_start(chunks: &[[u8; 8]], distance: u64) -> Option<u64> {
+    let first = u64::from_be_bytes(*chunks.first()?);
+    if distance == 0 || first == 0 {
+        return None;
+    }
+    let mut expected = first;
+    // In groups, which the compiler turns into few instructions, and which end the search soon where there is nothing to find.
+    for group in chunks.chunks(16) {
+        let differs = group.iter().fold(0, |differs, chunk| {
+            let differs = differs | (u64::from_be_bytes(*chunk) ^ expected);
+            expected = expected.wrapping_add(distance);
+            differs
+        });
+        if differs != 0 {
+            return None;
+        }
+    }
+    Some(first)
 }
 
 impl fmt::Debug for Slot {

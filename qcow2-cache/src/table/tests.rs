@@ -330,7 +330,70 @@ fn words_in_equal_steps_are_those_that_were_stored() {
     }
     // Another slice in its slot has nothing of it.
     cache.forget(place(0), 512);
-    let zeros = |_, _: &mut [u8]| Ok::<(), ()>(());
+    let zeros = |_, bytes: &mut [u8]| {
+        bytes.fill(0);
+        Ok::<(), ()>(())
+    };
     assert_eq!(cache.ensure(place(0), zeros), Ok(Room::Resident));
     assert_eq!(found(), vec![0; 64]);
+}
+
+/// Words in equal steps are not stored until one of them changes; nobody may see that.
+#[test]
+fn slices_in_equal_steps_and_others_take_turns_in_a_slot() {
+    const STEP: u64 = 0x10000;
+    let cache = TableCache::new(512, 2).with_distance(STEP);
+    let expected = |slice: u64| -> Vec<u64> {
+        let word = |index: u64| match slice % 2 {
+            0 => (slice + 1) * 7 + index * STEP,
+            _ => slice * index * index,
+        };
+        (0..64).map(word).collect()
+    };
+    let fill = |slice: u64| {
+        move |_: HostOffset, bytes: &mut [u8]| {
+            for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(expected(slice)) {
+                *bytes = word.to_be_bytes();
+            }
+            Ok::<(), ()>(())
+        }
+    };
+    // More slices than slots, in an order in which each kind follows each.
+    for slice in [0, 2, 4, 1, 3, 6, 5, 8, 10, 7, 0, 1, 2] {
+        let place = |word: u64| HostOffset::new(slice * SLICE + word * 8);
+        assert_eq!(cache.ensure(at(slice), fill(slice)), Ok(Room::Resident));
+        let words = expected(slice);
+        assert_eq!(cache.get_pair(place(62)), Some((words[62], words[63])));
+        let mut bytes = [0; 512];
+        assert!(cache.copy(at(slice), &mut bytes));
+        assert!(!cache.copy(at(slice), &mut bytes[..504]), "no slice");
+        let copied: Vec<_> = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&word| u64::from_be_bytes(word))
+            .collect();
+        assert_eq!(copied, words);
+
+        let seen = cache.update(at(slice), |slice| {
+            let seen: Vec<_> = (0..64).map(|index| slice.get(index)).collect();
+            slice.set(5, 99);
+            seen
+        });
+        assert_eq!(seen, Some(words.clone()));
+        let [copy] = <[DirtySlice; 1]>::try_from(cache.take_dirty()).unwrap();
+        let mut changed = words;
+        changed[5] = 99;
+        let written: Vec<_> = copy
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&word| u64::from_be_bytes(word))
+            .collect();
+        assert_eq!(written, changed);
+        cache.written(&copy);
+        assert_eq!(cache.get(place(5)), Some(99));
+        assert_eq!(cache.get(place(6)), Some(changed[6]));
+    }
 }

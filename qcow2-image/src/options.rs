@@ -213,14 +213,14 @@ impl ImageOptions {
 
     /// The passphrase of an encrypted image.
     #[cfg(feature = "encryption")]
-    pub fn secret(self, secret: Secret) -> Self {
+    pub fn secret(self, secret: impl Into<Arc<Secret>>) -> Self {
         self.layer_secret(0, secret)
     }
 
     /// The passphrase of an encrypted image of the chain: layer 0 is the image itself, 1 its backing file, and so on.
     #[cfg(feature = "encryption")]
-    pub fn layer_secret(mut self, layer: usize, secret: Secret) -> Self {
-        self.secrets.by_layer.insert(layer, Arc::new(secret));
+    pub fn layer_secret(mut self, layer: usize, secret: impl Into<Arc<Secret>>) -> Self {
+        self.secrets.by_layer.insert(layer, secret.into());
         self
     }
 

@@ -1,0 +1,73 @@
+//! What the program says, and in which order it reaches whoever listens.
+
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes of standard output that wait until somebody flushes, unless a terminal listens.
+const BUFFER: usize = 4096;
+
+/// Standard output and standard error.
+///
+/// Scripts often read both from one pipe, and know the order from programs whose standard output is kept back until a
+/// buffer is full, where it is no terminal. So is this one; [`flush`](Self::flush) is called where such a program would.
+/// A reader that is gone is no error.
+#[derive(Debug)]
+pub struct Console {
+    kept: Mutex<Vec<u8>>,
+    by_line: bool,
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Console {
+    /// The process's own.
+    pub fn new() -> Self {
+        Self {
+            kept: Mutex::default(),
+            by_line: io::stdout().is_terminal(),
+        }
+    }
+
+    /// Says something on standard output; line ends are the caller's.
+    pub fn out(&self, text: fmt::Arguments<'_>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = kept.write_fmt(text);
+        if self.by_line || kept.len() >= BUFFER {
+            send(&mut kept);
+        }
+    }
+
+    /// Says something on standard error, at once; line ends are the caller's.
+    pub fn err(&self, text: fmt::Arguments<'_>) {
+        let _ = io::stderr().write_all(text.to_string().as_bytes());
+    }
+
+    /// Sends what is kept back.
+    pub fn flush(&self) {
+        send(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+fn send(kept: &mut Vec<u8>) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(kept).and_then(|()| out.flush());
+    kept.clear();
+}
+
+/// A line on standard output.
+#[macro_export]
+macro_rules! say {
+    ($console:expr) => { $console.out(format_args!("\n")) };
+    ($console:expr, $($text:tt)*) => { $console.out(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// A line on standard error.
+#[macro_export]
+macro_rules! complain {
+    ($console:expr, $($text:tt)*) => { $console.err(format_args!("{}\n", format_args!($($text)*))) };
+}

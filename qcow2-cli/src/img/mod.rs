@@ -1,0 +1,37 @@
+//! The face of `qemu-img`: its command lines, its words, its exit codes.
+//!
+//! A file is a command; `args.rs` has what commands share.
+
+mod args;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::Console;
+
+pub(crate) use args::{Common, Failure};
+
+/// A command: gets what comes behind its name.
+type Command = fn(&[String], &Console) -> Result<ExitCode, Failure>;
+
+/// Commands by their names, in the order in which help lists them.
+const COMMANDS: &[(&str, Command)] = &[];
+
+/// Runs a command line, the program's name first.
+pub fn main(args: &[OsString], console: &Console) -> ExitCode {
+    let args: Vec<String> = args
+        .iter()
+        .skip(1)
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
+    let Some((name, rest)) = args.split_first() else {
+        return Failure::usage("", "Not enough arguments").report(console);
+    };
+    let Some((_, command)) = COMMANDS.iter().find(|(found, _)| found == name) else {
+        return Failure::usage("", format!("Command not found: {name}")).report(console);
+    };
+    match command(rest, console) {
+        Ok(code) => code,
+        Err(failure) => failure.report(console),
+    }
+}

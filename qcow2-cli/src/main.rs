@@ -1,0 +1,9 @@
+//! One program with three faces: which one it shows depends on the name it is called by.
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qcow2_cli::run(env::args_os().collect())
+}

@@ -1,0 +1,141 @@
+//! Block nodes: what a file name or a list of options stands for, opened.
+//!
+//! A description is [`NodeOptions`]: dotted keys and values, from a plain name, a `json:` name or `--image-opts`. [`open`] makes a tree of
+//! [`Node`]s from it: a format on top of a protocol, filters where they are asked for, the backing chain below. Each driver is a
+//! file of its own here.
+
+mod error;
+mod file;
+mod name;
+mod open;
+mod options;
+mod qcow2;
+mod raw;
+
+use std::sync::Arc;
+
+use qcow2_image::Image;
+use qcow2_io::Storage;
+
+pub use error::OpenError;
+pub use open::{Opener, open};
+pub use options::{NodeOptions, Value};
+
+/// How a tree is to be used.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
+pub struct Access {
+    /// For reading and writing.
+    pub write: bool,
+    /// Beside a writer in another program.
+    pub force_share: bool,
+    /// Past the page cache.
+    pub direct: bool,
+    /// Flushes do nothing.
+    pub no_flush: bool,
+    /// Each write is flushed.
+    pub write_through: bool,
+    /// Without the backing chain: what an image does not have itself reads as zeros.
+    pub no_backing: bool,
+    /// Discards, and zero writes that may unmap, give space back.
+    pub unmap: bool,
+    /// For a check: open what would otherwise be refused, such as bitmaps that are broken.
+    pub check: bool,
+    /// The backing chain, too, is opened for writing, down to this depth; 0: none of it.
+    pub writable_layers: usize,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self {
+            write: false,
+            force_share: false,
+            direct: false,
+            no_flush: false,
+            write_through: false,
+            no_backing: false,
+            unmap: false,
+            check: false,
+            writable_layers: 0,
+        }
+    }
+}
+
+impl Access {
+    /// For reading only.
+    pub fn read() -> Self {
+        Self::default()
+    }
+
+    /// For reading and writing.
+    pub fn write() -> Self {
+        Self {
+            write: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a node's bytes come from.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// A qcow2 image, with all that it can do besides.
+    Image(Arc<Image>),
+    /// Any other disk.
+    Plain(Arc<dyn Storage>),
+}
+
+/// An open node of a tree.
+#[derive(Debug)]
+pub struct Node {
+    /// The driver's name: `qcow2`, `raw`, `file`, ...
+    pub driver: &'static str,
+    /// The name that stands for the node in messages: a plain name where one says it all, else a `json:` description.
+    pub filename: String,
+    /// What it was described by, for who opens it again.
+    pub options: NodeOptions,
+    /// Its bytes.
+    pub content: Content,
+    /// Nodes below by their roles: `file`, `data-file`, `backing`.
+    pub children: Vec<(&'static str, Node)>,
+    /// Whether writes are allowed.
+    pub writable: bool,
+}
+
+impl Node {
+    /// The disk that it shows.
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        match &self.content {
+            Content::Image(image) => Arc::clone(image) as Arc<dyn Storage>,
+            Content::Plain(storage) => Arc::clone(storage),
+        }
+    }
+
+    /// The image, if it is one.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        match &self.content {
+            Content::Image(image) => Some(image),
+            Content::Plain(_) => None,
+        }
+    }
+
+    /// The node in this role below.
+    pub fn child(&self, role: &str) -> Option<&Node> {
+        let mut children = self.children.iter();
+        children
+            .find(|(found, _)| *found == role)
+            .map(|(_, node)| node)
+    }
+
+    /// The image itself, for what needs it as a whole (amend, commit, close): the node is gone then. `None` where it is no image, or
+    /// somebody else holds it, too.
+    pub fn into_image(self) -> Option<(Image, Vec<(&'static str, Node)>)> {
+        match self.content {
+            Content::Image(image) => Some((Arc::try_unwrap(image).ok()?, self.children)),
+            Content::Plain(_) => None,
+        }
+    }
+}

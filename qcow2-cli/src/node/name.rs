@@ -1,0 +1,44 @@
+//! File names: plain ones, those with a protocol before them, and descriptions.
+
+use std::path::Path;
+
+use super::{NodeOptions, OpenError};
+
+/// What a name stands for. Names without a description of a driver get `file.filename`; which format lies in there is asked later.
+///
+/// # Errors
+///
+/// When a description can't be read, or the protocol is unknown.
+pub(super) fn parse(name: &str) -> Result<NodeOptions, OpenError> {
+    if let Some(json) = name.strip_prefix("json:") {
+        return NodeOptions::from_json(json);
+    }
+    let mut options = NodeOptions::default();
+    match protocol(name) {
+        None => options.set("file.filename", name),
+        Some("file") => {
+            options.set("file.filename", name.strip_prefix("file:").unwrap_or(name));
+        }
+        Some(other) => return Err(OpenError::new(format!("Unknown protocol '{other}'"))),
+    }
+    options.set_default("file.driver", "file");
+    Ok(options)
+}
+
+/// What stands before the first colon, unless a slash comes before that.
+pub(super) fn protocol(name: &str) -> Option<&str> {
+    let colon = name.find(':')?;
+    let before = name.get(..colon)?;
+    (!before.contains('/')).then_some(before)
+}
+
+/// The name of a file that an image in `parent` names: relative ones are meant from its directory.
+pub(super) fn resolve(parent: &str, name: &str) -> String {
+    if name.starts_with('/') || protocol(name).is_some() {
+        return name.to_owned();
+    }
+    match Path::new(parent).parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.join(name).to_string_lossy().into_owned(),
+        _ => name.to_owned(),
+    }
+}

@@ -1,0 +1,119 @@
+//! From a description to a tree of nodes.
+
+use qcow2_check::chain::MAX_LAYERS;
+
+use super::{Access, Node, NodeOptions, OpenError, file, name, qcow2, raw};
+use crate::Objects;
+
+/// What the first bytes of a qcow2 image are.
+const MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// Opens trees of nodes; keeps what descriptions refer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Opener<'a> {
+    /// Secrets and other objects.
+    pub objects: &'a Objects,
+}
+
+/// Opens what a file name stands for, in a format (`None`: whatever it looks like).
+///
+/// # Errors
+///
+/// Why not, in words that don't name the file.
+pub fn open(
+    filename: &str,
+    format: Option<&str>,
+    access: &Access,
+    objects: &Objects,
+) -> Result<Node, OpenError> {
+    Opener { objects }.name(filename, format, access)
+}
+
+impl Opener<'_> {
+    /// Opens what a file name stands for, in a format (`None`: whatever it looks like).
+    ///
+    /// # Errors
+    ///
+    /// Why not, in words that don't name the file.
+    pub fn name(
+        self,
+        filename: &str,
+        format: Option<&str>,
+        access: &Access,
+    ) -> Result<Node, OpenError> {
+        let mut options = name::parse(filename)?;
+        if let Some(format) = format {
+            options.set("driver", format);
+        }
+        self.options(options, access)
+    }
+
+    /// Opens what options describe.
+    ///
+    /// # Errors
+    ///
+    /// Why not, in words that don't name the options.
+    pub fn options(self, options: NodeOptions, access: &Access) -> Result<Node, OpenError> {
+        self.node(options, access, 1)
+    }
+
+    /// One node and what is below it; `layer` counts the images of the chain from 1.
+    pub(super) fn node(
+        self,
+        mut options: NodeOptions,
+        access: &Access,
+        layer: usize,
+    ) -> Result<Node, OpenError> {
+        if layer > MAX_LAYERS {
+            return Err(OpenError::new(format!(
+                "The chain has more than {MAX_LAYERS} layers"
+            )));
+        }
+        let described = options.clone();
+        // What names the node for others, which this program has none of.
+        options.take("node-name");
+        let mut access = access.clone();
+        if options.take_switch("read-only")? == Some(true) {
+            access.write = false;
+        }
+        options.take_switch("auto-read-only")?;
+        if let Some(discard) = options.take("discard") {
+            access.unmap = matches!(discard.as_str(), "unmap" | "on");
+        }
+        if let Some(direct) = options.take_switch("cache.direct")? {
+            access.direct = direct;
+        }
+        if let Some(no_flush) = options.take_switch("cache.no-flush")? {
+            access.no_flush = no_flush;
+        }
+        if let Some(share) = options.take_switch("force-share")? {
+            access.force_share = share;
+        }
+        let driver = options.take("driver");
+        match driver.as_deref() {
+            Some("file" | "host_device") => return file::open(options, &access),
+            Some("raw" | "qcow2") | None => {}
+            Some(other) => return Err(OpenError::new(format!("Unknown driver '{other}'"))),
+        }
+        let (mut below, _) = options.take_child("file");
+        below.set_default("driver", "file");
+        let below = self.node(below, &access, layer)?;
+        let driver = match driver.as_deref() {
+            Some(driver) => driver.to_owned(),
+            None => probe(&below).to_owned(),
+        };
+        if driver == "raw" {
+            return raw::open(options, described, below);
+        }
+        qcow2::open(self, options, described, below, &access, layer)
+    }
+}
+
+/// Which format this looks like.
+fn probe(node: &Node) -> &'static str {
+    let mut start = [0; 4];
+    match node.storage().read_at(&mut start, 0) {
+        Ok(()) if start == MAGIC => "qcow2",
+        _ => "raw",
+    }
+}

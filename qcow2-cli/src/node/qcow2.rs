@@ -1,0 +1,240 @@
+//! The driver `qcow2`: an image, its data file and its backing chain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use qcow2_format::Header;
+use qcow2_format::header::CryptMethod;
+use qcow2_image::{CacheOptions, Image, ImageOptions, OverlapChecks, PassDiscard, Template};
+
+use super::open::Opener;
+use super::{Access, Content, Node, NodeOptions, OpenError, name};
+
+pub(super) fn open(
+    opener: Opener<'_>,
+    mut options: NodeOptions,
+    described: NodeOptions,
+    file: Node,
+    access: &Access,
+    layer: usize,
+) -> Result<Node, OpenError> {
+    let header = read_header(&file)?;
+    let (backing, no_backing) = options.take_child("backing");
+    let (data, _) = options.take_child("data-file");
+    let mut image = run_time_options(&mut options)?
+        .read_only(!access.write)
+        .discard(access.unmap);
+    if let Some(secret) = secret(opener, &mut options, &header)? {
+        image = image.secret(secret);
+    }
+    if let Some(key) = options.first_key() {
+        return Err(OpenError::new(format!(
+            "Block format 'qcow2' does not support the option '{key}'"
+        )));
+    }
+
+    let mut children = Vec::new();
+    if header.incompatible.external_data() {
+        let data = open_data_file(opener, data, &header, &file, access, layer)?;
+        image = image.data_file(data.storage());
+        children.push(("data-file", data));
+    }
+    let below = match no_backing || access.no_backing {
+        true => None,
+        false => open_backing(opener, backing, &header, &file, access, layer)?,
+    };
+    image = match &below {
+        None => image.no_backing(),
+        Some(node) => match &node.content {
+            Content::Image(base) => image.backing_image(Arc::clone(base)),
+            Content::Plain(base) => image.backing(Arc::clone(base)),
+        },
+    };
+    let image: Image = image
+        .open(file.storage())
+        .map_err(|error| OpenError::of_image(&error))?;
+    let filename = file.filename.clone();
+    children.insert(0, ("file", file));
+    children.extend(below.map(|node| ("backing", node)));
+    Ok(Node {
+        driver: "qcow2",
+        filename,
+        options: described,
+        content: Content::Image(Arc::new(image)),
+        children,
+        writable: access.write,
+    })
+}
+
+/// Reads the header for what is to be opened besides. What is wrong with it shows when the image is opened.
+fn read_header(file: &Node) -> Result<Header, OpenError> {
+    let storage = file.storage();
+    let read = |buf: &mut [u8]| {
+        storage
+            .read_at(buf, 0)
+            .map_err(|error| OpenError::of_file(&file.filename, &error))
+    };
+    let mut prefix = [0; 104];
+    read(&mut prefix)?;
+    if !prefix.starts_with(b"QFI\xfb") {
+        return Err(OpenError::new("Image is not in qcow2 format"));
+    }
+    let probe = Header::probe(&prefix).map_err(|error| OpenError::of_image(&error.into()))?;
+    let mut cluster = vec![0; probe];
+    read(&mut cluster)?;
+    let (header, _) =
+        Header::decode_for_check(&cluster).map_err(|error| OpenError::of_image(&error.into()))?;
+    Ok(header)
+}
+
+/// The options that say how an image is worked with.
+fn run_time_options(options: &mut NodeOptions) -> Result<ImageOptions, OpenError> {
+    let mut image = Image::options();
+    let mut cache = CacheOptions::new();
+    if let Some(bytes) = options.take_size("cache-size")? {
+        cache = cache.total_bytes(bytes);
+    }
+    if let Some(bytes) = options.take_size("l2-cache-size")? {
+        cache = cache.l2_bytes(bytes);
+    }
+    if let Some(bytes) = options.take_size("l2-cache-entry-size")? {
+        cache = cache.l2_slice_bytes(bytes);
+    }
+    if let Some(bytes) = options.take_size("refcount-cache-size")? {
+        cache = cache.refcount_bytes(bytes);
+    }
+    if let Some(seconds) = options.take_size("cache-clean-interval")? {
+        cache = cache.clean_interval(Duration::from_secs(seconds));
+    }
+    image = image.cache(cache);
+    if let Some(on) = options.take_switch("lazy-refcounts")? {
+        image = image.lazy_refcounts(on);
+    }
+    let mut pass = PassDiscard::default();
+    for (key, field) in [
+        ("pass-discard-request", &mut pass.request),
+        ("pass-discard-snapshot", &mut pass.snapshot),
+        ("pass-discard-other", &mut pass.other),
+    ] {
+        if let Some(on) = options.take_switch(key)? {
+            *field = on;
+        }
+    }
+    image = image.pass_discard(pass);
+    if let Some(on) = options.take_switch("discard-no-unref")? {
+        image = image.discard_no_unref(on);
+    }
+    Ok(image.overlap_checks(overlap_checks(options)?))
+}
+
+fn overlap_checks(options: &mut NodeOptions) -> Result<OverlapChecks, OpenError> {
+    let plain = options.take("overlap-check");
+    let (mut switches, _) = options.take_child("overlap-check");
+    let template = switches.take("template");
+    let name = match (plain, template) {
+        (Some(plain), Some(template)) if plain != template => {
+            return Err(OpenError::new(format!(
+                "Conflicting values for qcow2 options 'overlap-check' ('{plain}') and 'overlap-check.template' ('{template}')"
+            )));
+        }
+        (plain, template) => plain.or(template),
+    };
+    let mut checks = OverlapChecks::template(match &name {
+        None => Template::All,
+        Some(name) => Template::from_name(name).ok_or_else(|| {
+            OpenError::new(format!(
+                "Unsupported value '{name}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all"
+            ))
+        })?,
+    });
+    while let Some(key) = switches.first_key().map(str::to_owned) {
+        let on = switches.take_switch(&key)?.unwrap_or(false);
+        checks = checks.switch(&key, on).ok_or_else(|| {
+            OpenError::new(format!(
+                "Block format 'qcow2' does not support the option 'overlap-check.{key}'"
+            ))
+        })?;
+    }
+    Ok(checks)
+}
+
+fn secret(
+    opener: Opener<'_>,
+    options: &mut NodeOptions,
+    header: &Header,
+) -> Result<Option<Arc<qcow2_io::cipher::Secret>>, OpenError> {
+    let format = options.take("encrypt.format");
+    let id = options.take("encrypt.key-secret");
+    let expected = match header.crypt_method {
+        CryptMethod::None => {
+            return match format.is_some() || id.is_some() {
+                true => Err(OpenError::new(
+                    "No encryption in image header, but options specified",
+                )),
+                false => Ok(None),
+            };
+        }
+        CryptMethod::Aes => "aes",
+        CryptMethod::Luks => "luks",
+        // Refused when the image is opened.
+        CryptMethod::Unknown(_) => return Ok(None),
+    };
+    if let Some(format) = format.filter(|format| format != expected) {
+        return Err(OpenError::new(format!(
+            "Header reported '{expected}' encryption format but options specify '{format}'"
+        )));
+    }
+    let id =
+        id.ok_or_else(|| OpenError::new("Parameter 'encrypt.key-secret' is required for cipher"))?;
+    Ok(Some(opener.objects.secret(&id)?))
+}
+
+fn open_data_file(
+    opener: Opener<'_>,
+    mut data: NodeOptions,
+    header: &Header,
+    file: &Node,
+    access: &Access,
+    layer: usize,
+) -> Result<Node, OpenError> {
+    if data.is_empty() {
+        let named = header.data_file_name().map(String::from_utf8_lossy);
+        let named =
+            named.ok_or_else(|| OpenError::new("'data-file' is required for this image"))?;
+        data.set("filename", name::resolve(&file.filename, &named));
+    }
+    data.set_default("driver", "file");
+    opener.node(data, access, layer)
+}
+
+fn open_backing(
+    opener: Opener<'_>,
+    options: NodeOptions,
+    header: &Header,
+    file: &Node,
+    access: &Access,
+    layer: usize,
+) -> Result<Option<Node>, OpenError> {
+    let mut described = match &header.backing_name {
+        Some(named) if !options.contains("file.filename") => {
+            let named = String::from_utf8_lossy(named);
+            name::parse(&name::resolve(&file.filename, &named))?
+        }
+        Some(_) => NodeOptions::default(),
+        None if options.is_empty() => return Ok(None),
+        None => NodeOptions::default(),
+    };
+    if let Some(format) = header.backing_format() {
+        described.set("driver", String::from_utf8_lossy(format));
+    }
+    described.extend(options);
+    let access = Access {
+        write: layer <= access.writable_layers,
+        ..access.clone()
+    };
+    let below = opener.node(described, &access, layer + 1);
+    below.map(Some).map_err(|error| OpenError {
+        text: format!("Could not open backing file: {}", error.text),
+        hints: error.hints,
+    })
+}

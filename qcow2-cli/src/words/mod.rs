@@ -1,0 +1,7 @@
+//! How numbers, lists of options and descriptions of nodes are written on command lines.
+
+pub mod getopt;
+pub mod json;
+pub mod keyval;
+pub mod size;
+pub mod system;

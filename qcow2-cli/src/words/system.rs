@@ -1,0 +1,72 @@
+//! Failures in the system's words.
+
+use std::error::Error;
+use std::io;
+
+use qcow2_io::{StorageError, StorageErrorKind};
+use rustix::io::Errno;
+
+/// The system's number for what failed: that of the system call below, or the one that comes closest.
+pub fn errno(error: &(dyn Error + 'static)) -> Errno {
+    let mut cause = Some(error);
+    let mut kind = None;
+    while let Some(error) = cause {
+        if let Some(found) = error
+            .downcast_ref::<io::Error>()
+            .and_then(Errno::from_io_error)
+        {
+            return found;
+        }
+        if let Some(storage) = error.downcast_ref::<StorageError>() {
+            kind.get_or_insert(storage.kind());
+        }
+        cause = error.source();
+    }
+    kind.map_or(Errno::IO, of_kind)
+}
+
+/// The number that tells this kind of failure.
+pub fn of_kind(kind: StorageErrorKind) -> Errno {
+    match kind {
+        StorageErrorKind::NotFound => Errno::NOENT,
+        StorageErrorKind::AlreadyExists => Errno::EXIST,
+        StorageErrorKind::PermissionDenied => Errno::PERM,
+        StorageErrorKind::ReadOnly => Errno::ROFS,
+        StorageErrorKind::Locked => Errno::AGAIN,
+        StorageErrorKind::NoSpace => Errno::NOSPC,
+        StorageErrorKind::OutOfRange => Errno::FBIG,
+        StorageErrorKind::Unsupported => Errno::NOTSUP,
+        StorageErrorKind::Invalid => Errno::INVAL,
+        StorageErrorKind::Interrupted => Errno::INTR,
+        _ => Errno::IO,
+    }
+}
+
+/// What the system calls it: `No space left on device`.
+pub fn text(errno: Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
+        None => text,
+    }
+}
+
+/// What the system calls what failed.
+pub fn describe(error: &(dyn Error + 'static)) -> String {
+    text(errno(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use qcow2_io::Operation;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_the_systems_words() {
+        let error = StorageError::from_io(Operation::Write, Errno::NOSPC);
+        assert_eq!(describe(&error), "No space left on device");
+        let error = StorageError::new(Operation::Write, StorageErrorKind::ReadOnly);
+        assert_eq!(describe(&error), "Read-only file system");
+    }
+}

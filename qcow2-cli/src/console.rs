@@ -14,23 +14,25 @@ const BUFFER: usize = 4096;
 /// A reader that is gone is no error.
 #[derive(Debug)]
 pub struct Console {
+    /// What the program was called as.
+    program: String,
     kept: Mutex<Vec<u8>>,
     by_line: bool,
 }
 
-impl Default for Console {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Console {
-    /// The process's own.
-    pub fn new() -> Self {
+    /// The process's own, for a program that was called by this name.
+    pub fn new(program: impl Into<String>) -> Self {
         Self {
+            program: program.into(),
             kept: Mutex::default(),
             by_line: io::stdout().is_terminal(),
         }
+    }
+
+    /// What the program was called as, for hints that name it.
+    pub fn program(&self) -> &str {
+        &self.program
     }
 
     /// Says something on standard output; line ends are the caller's.
@@ -44,6 +46,11 @@ impl Console {
 
     /// Says something on standard error, at once; line ends are the caller's.
     pub fn err(&self, text: fmt::Arguments<'_>) {
+        let _ = io::stderr().write_all(text.to_string().as_bytes());
+    }
+
+    /// As [`err`](Self::err), for who has no console at hand.
+    pub fn warn(text: fmt::Arguments<'_>) {
         let _ = io::stderr().write_all(text.to_string().as_bytes());
     }
 

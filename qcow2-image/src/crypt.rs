@@ -6,6 +6,8 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use qcow2_format::HostOffset;
+#[cfg(feature = "encryption")]
+use qcow2_format::header::CryptMethod;
 use qcow2_io::Storage as _;
 #[cfg(feature = "encryption")]
 use qcow2_io::cipher::{Secret, SectorCipher};
@@ -25,7 +27,9 @@ const PIECE: u64 = 1 << 20;
 #[cfg(feature = "encryption")]
 #[derive(Debug)]
 pub(crate) struct Crypt {
-    pub(crate) cipher: SectorCipher,
+    /// `None` in an image that was opened without its secret: its data can't be had.
+    pub(crate) cipher: Option<SectorCipher>,
+    pub(crate) method: CryptMethod,
     /// Sectors are numbered by their place on the disk, as legacy images do, and not by their place in the file.
     pub(crate) by_guest: bool,
 }
@@ -39,12 +43,19 @@ impl Crypt {
 
     fn encrypt(&self, guest: u64, host: u64, bytes: &mut [u8]) -> Result<(), ImageError> {
         let first = self.first_sector(guest, host);
-        Ok(self.cipher.encrypt(first, bytes)?)
+        Ok(self.cipher()?.encrypt(first, bytes)?)
     }
 
     fn decrypt(&self, guest: u64, host: u64, bytes: &mut [u8]) -> Result<(), ImageError> {
         let first = self.first_sector(guest, host);
-        Ok(self.cipher.decrypt(first, bytes)?)
+        Ok(self.cipher()?.decrypt(first, bytes)?)
+    }
+
+    pub(crate) fn cipher(&self) -> Result<&SectorCipher, ImageError> {
+        let method = self.method;
+        self.cipher
+            .as_ref()
+            .ok_or(ImageError::SecretMissing { method })
     }
 }
 

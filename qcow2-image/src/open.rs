@@ -358,13 +358,19 @@ fn unlock(
     let Some(secret) = secrets.by_layer.get(&0) else {
         return match method {
             CryptMethod::None => Ok(None),
+            method if secrets.locked && options.read_only => Ok(Some(Crypt {
+                cipher: None,
+                method,
+                by_guest: method == CryptMethod::Aes,
+            })),
             method => Err(ImageError::SecretMissing { method }),
         };
     };
     match method {
         CryptMethod::None => Err(ImageError::NeedlessSecret),
         CryptMethod::Aes => Ok(Some(Crypt {
-            cipher: SectorCipher::legacy_aes(secret),
+            cipher: Some(SectorCipher::legacy_aes(secret)),
+            method,
             by_guest: true,
         })),
         // Decoding has refused other methods, and a header without its extension.
@@ -372,7 +378,8 @@ fn unlock(
             let area = header.crypto().ok_or(HeaderError::CryptoMissing)?;
             let found = luks::unlock(storage, LuksArea::from(*area), secret, secrets.work)?;
             Ok(Some(Crypt {
-                cipher: found.into_cipher(),
+                cipher: Some(found.into_cipher()),
+                method,
                 by_guest: false,
             }))
         }

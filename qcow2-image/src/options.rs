@@ -69,6 +69,8 @@ pub(crate) enum Backing {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Secrets {
     pub(crate) by_layer: BTreeMap<usize, Arc<Secret>>,
+    /// Without a secret, too, for what is not the guest's data.
+    pub(crate) locked: bool,
     pub(crate) work: WorkLimit,
 }
 
@@ -81,6 +83,7 @@ impl Secrets {
             by_layer: by_layer
                 .filter_map(|(layer, secret)| Some((layer.checked_sub(1)?, Arc::clone(secret))))
                 .collect(),
+            locked: self.locked,
             work: self.work,
         }
     }
@@ -221,6 +224,14 @@ impl ImageOptions {
     #[cfg(feature = "encryption")]
     pub fn layer_secret(mut self, layer: usize, secret: impl Into<Arc<Secret>>) -> Self {
         self.secrets.by_layer.insert(layer, secret.into());
+        self
+    }
+
+    /// Opens encrypted images of the chain without a secret, too, if the image is opened for reading only: for what is known about them. Reading
+    /// data fails then.
+    #[cfg(feature = "encryption")]
+    pub fn locked(mut self, on: bool) -> Self {
+        self.secrets.locked = on;
         self
     }
 

@@ -5,37 +5,40 @@ use std::process::ExitCode;
 
 use crate::node::{Access, Node, NodeOptions, OpenError, Opener};
 use crate::words::getopt::{Parsed, Spec};
+use crate::words::system;
 use crate::{Console, Objects, complain};
 
 /// Why a command ends before it is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// What stands before the text: `qemu-img: ` or, for options, `qemu-img COMMAND: `.
-    prefix: String,
     text: String,
     /// Lines below it, without prefix.
     hints: Vec<String>,
     code: u8,
+    /// The command whose help may tell more; empty for the program's.
+    see_help_of: Option<String>,
+    /// The command was not even understood: what it was called as stands before the text.
+    misspelt: bool,
 }
 
 impl Failure {
     /// A failure with exit code 1.
     pub(crate) fn new(text: impl fmt::Display) -> Self {
         Self {
-            prefix: "qemu-img: ".into(),
             text: text.to_string(),
             hints: Vec::new(),
             code: 1,
+            see_help_of: None,
+            misspelt: false,
         }
     }
 
     /// A command line that makes no sense; points at the command's help.
     pub(crate) fn usage(command: &str, text: impl fmt::Display) -> Self {
-        let of = match command {
-            "" => String::new(),
-            command => format!(" {command}"),
-        };
-        Self::new(text).hint(format!("Try 'qemu-img{of} --help' for more info"))
+        Self {
+            see_help_of: Some(command.to_owned()),
+            ..Self::new(text)
+        }
     }
 
     /// A line below.
@@ -52,9 +55,22 @@ impl Failure {
 
     /// Says it.
     pub(crate) fn report(&self, console: &Console) -> ExitCode {
-        complain!(console, "{}{}", self.prefix, self.text);
+        let program = console.program();
+        match &self.see_help_of {
+            Some(command) if self.misspelt => {
+                complain!(console, "{program} {command}: {}", self.text)
+            }
+            _ => complain!(console, "qemu-img: {}", self.text),
+        }
         for hint in &self.hints {
             complain!(console, "{hint}");
+        }
+        if let Some(command) = &self.see_help_of {
+            let space = if command.is_empty() { "" } else { " " };
+            complain!(
+                console,
+                "Try '{program}{space}{command} --help' for more info"
+            );
         }
         ExitCode::from(self.code)
     }
@@ -62,10 +78,9 @@ impl Failure {
 
 /// Sorts the command line of a command.
 pub(crate) fn parse(command: &str, spec: &Spec, args: &[String]) -> Result<Parsed, Failure> {
-    spec.parse(args).map_err(|(error, _)| {
-        let mut failure = Failure::usage(command, error);
-        failure.prefix = format!("qemu-img {command}: ");
-        failure
+    spec.parse(args).map_err(|(error, _)| Failure {
+        misspelt: true,
+        ..Failure::usage(command, error)
     })
 }
 
@@ -89,6 +104,7 @@ impl Common {
         let opener = Opener {
             objects: &self.objects,
         };
+        let guesses = format.is_none() && !self.image_opts && access.write;
         let opened = if self.image_opts {
             if format.is_some() {
                 return Err(Failure::new(
@@ -99,8 +115,47 @@ impl Common {
         } else {
             opener.name(name, format, access)
         };
-        opened.map_err(|error| cannot_open(name, error))
+        let node = opened.map_err(|error| cannot_open(name, error))?;
+        if guesses && node.driver == "raw" && !name.starts_with("json:") {
+            warn_of_guess(name);
+        }
+        Ok(node)
     }
+}
+
+impl Common {
+    /// Opens the file that an image lies in, and not the image.
+    pub(crate) fn open_file(
+        &self,
+        name: &str,
+        format: Option<&str>,
+        access: &Access,
+    ) -> Result<Node, Failure> {
+        let opener = Opener {
+            objects: &self.objects,
+        };
+        let mut options = if self.image_opts {
+            NodeOptions::from_list(name)
+        } else {
+            opener
+                .describe(name, format)
+                .map_err(|error| cannot_open(name, error))?
+        };
+        let (mut file, _) = options.take_child("file");
+        file.set_default("driver", "file");
+        opener
+            .options(file, access)
+            .map_err(|error| cannot_open(name, error))
+    }
+}
+
+/// A raw disk whose guest writes an image header to its start would be opened as that image the next time.
+fn warn_of_guess(name: &str) {
+    Console::warn(format_args!(
+        "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+         Specify the 'raw' format explicitly to remove the restrictions.\n"
+    ));
 }
 
 /// A disk that can't be opened.
@@ -108,4 +163,54 @@ pub(crate) fn cannot_open(name: &str, error: OpenError) -> Failure {
     let mut failure = Failure::new(format_args!("Could not open '{name}': {}", error.text));
     failure.hints = error.hints;
     failure
+}
+
+/// A list of options as `-o` takes it.
+pub(crate) fn option_list(list: String) -> Result<String, Failure> {
+    if super::creation::is_list(&list) {
+        Ok(list)
+    } else {
+        Err(Failure::new(format_args!("Invalid option list: {list}")))
+    }
+}
+
+/// How an answer is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// For people.
+    #[default]
+    Human,
+    /// For programs.
+    Json,
+}
+
+impl Output {
+    /// What `--output` names.
+    pub(crate) fn from_name(name: &str) -> Result<Self, Failure> {
+        match name {
+            "human" => Ok(Self::Human),
+            "json" => Ok(Self::Json),
+            other => Err(Failure::new(format_args!(
+                "--output expects 'human' or 'json' not '{other}'"
+            ))),
+        }
+    }
+}
+
+/// Closes what was written to, which can fail.
+pub(crate) fn close(node: Node) -> Result<(), Failure> {
+    if !node.writable {
+        return Ok(());
+    }
+    let storage = node.storage();
+    storage
+        .flush()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    drop(storage);
+    match node.into_image() {
+        Some((image, _)) => image
+            .close()
+            .map_err(|error| Failure::new(system::describe(&error))),
+        None => Ok(()),
+    }
 }

@@ -3,19 +3,31 @@
 //! A file is a command; `args.rs` has what commands share.
 
 mod args;
+mod check;
+mod create;
+mod creation;
+mod info;
+mod resize;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::Console;
 
-pub(crate) use args::{Common, Failure};
+pub(crate) use args::Failure;
 
 /// A command: gets what comes behind its name.
 type Command = fn(&[String], &Console) -> Result<ExitCode, Failure>;
 
 /// Commands by their names, in the order in which help lists them.
-const COMMANDS: &[(&str, Command)] = &[];
+const COMMANDS: &[(&str, Command)] = &[
+    ("check", check::run),
+    ("create", create::run),
+    ("info", info::run),
+    ("resize", resize::run),
+    ("snapshot", snapshot::run),
+];
 
 /// Runs a command line, the program's name first.
 pub fn main(args: &[OsString], console: &Console) -> ExitCode {

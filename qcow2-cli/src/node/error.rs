@@ -31,7 +31,7 @@ impl OpenError {
     /// A protocol's own failure to open a file.
     pub(super) fn of_file(name: &str, error: &StorageError) -> Self {
         if error.kind() == StorageErrorKind::Locked {
-            return Self::locked(error);
+            return Self::locked(name, error);
         }
         Self::new(format!(
             "Could not open '{name}': {}",
@@ -39,21 +39,19 @@ impl OpenError {
         ))
     }
 
-    fn locked(error: &StorageError) -> Self {
+    fn locked(name: &str, error: &StorageError) -> Self {
         let cause = error.to_string();
-        let lock = if cause.contains("consistent read") {
-            "consistent read"
+        let permission = cause.split('"').nth(1).unwrap_or("write");
+        // Somebody else uses what this opener does not share, or does not share what it uses.
+        let shared = if cause.contains("holds") {
+            "shared "
         } else {
-            "write"
+            ""
         };
-        let mut found = Self::new(if cause.contains("shared") {
-            format!("Failed to get shared \"{lock}\" lock")
-        } else {
-            format!("Failed to get \"{lock}\" lock")
-        });
+        let mut found = Self::new(format!("Failed to get {shared}\"{permission}\" lock"));
         found
             .hints
-            .push("Is another process using the image".to_owned());
+            .push(format!("Is another process using the image [{name}]?"));
         found
     }
 

@@ -18,6 +18,7 @@ use qcow2_image::Image;
 use qcow2_io::Storage;
 
 pub use error::OpenError;
+pub(crate) use name::resolve;
 pub use open::{Opener, open};
 pub use options::{NodeOptions, Value};
 
@@ -44,6 +45,8 @@ pub struct Access {
     pub unmap: bool,
     /// For a check: open what would otherwise be refused, such as bitmaps that are broken.
     pub check: bool,
+    /// Without the keys of encrypted images: for what is known about them.
+    pub locked: bool,
     /// The backing chain, too, is opened for writing, down to this depth; 0: none of it.
     pub writable_layers: usize,
 }
@@ -59,6 +62,7 @@ impl Default for Access {
             no_backing: false,
             unmap: false,
             check: false,
+            locked: false,
             writable_layers: 0,
         }
     }

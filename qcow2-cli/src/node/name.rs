@@ -33,7 +33,7 @@ pub(super) fn protocol(name: &str) -> Option<&str> {
 }
 
 /// The name of a file that an image in `parent` names: relative ones are meant from its directory.
-pub(super) fn resolve(parent: &str, name: &str) -> String {
+pub(crate) fn resolve(parent: &str, name: &str) -> String {
     if name.starts_with('/') || protocol(name).is_some() {
         return name.to_owned();
     }

@@ -41,11 +41,21 @@ impl Opener<'_> {
         format: Option<&str>,
         access: &Access,
     ) -> Result<Node, OpenError> {
+        let options = self.describe(filename, format)?;
+        self.options(options, access)
+    }
+
+    /// What a file name stands for, in a format (`None`: whatever it looks like).
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read as a description, or names an unknown protocol.
+    pub fn describe(self, filename: &str, format: Option<&str>) -> Result<NodeOptions, OpenError> {
         let mut options = name::parse(filename)?;
         if let Some(format) = format {
             options.set("driver", format);
         }
-        self.options(options, access)
+        Ok(options)
     }
 
     /// Opens what options describe.

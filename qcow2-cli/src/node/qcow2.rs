@@ -23,9 +23,11 @@ pub(super) fn open(
     let (data, _) = options.take_child("data-file");
     let mut image = run_time_options(&mut options)?
         .read_only(!access.write)
-        .discard(access.unmap);
-    if let Some(secret) = secret(opener, &mut options, &header)? {
-        image = image.secret(secret);
+        .discard(access.unmap)
+        .locked(access.locked);
+    match secret(opener, &mut options, &header, access)? {
+        Some(secret) => image = image.secret(secret),
+        None => {}
     }
     if let Some(key) = options.first_key() {
         return Err(OpenError::new(format!(
@@ -162,6 +164,7 @@ fn secret(
     opener: Opener<'_>,
     options: &mut NodeOptions,
     header: &Header,
+    access: &Access,
 ) -> Result<Option<Arc<qcow2_io::cipher::Secret>>, OpenError> {
     let format = options.take("encrypt.format");
     let id = options.take("encrypt.key-secret");
@@ -183,6 +186,9 @@ fn secret(
         return Err(OpenError::new(format!(
             "Header reported '{expected}' encryption format but options specify '{format}'"
         )));
+    }
+    if id.is_none() && access.locked {
+        return Ok(None);
     }
     let id =
         id.ok_or_else(|| OpenError::new("Parameter 'encrypt.key-secret' is required for cipher"))?;

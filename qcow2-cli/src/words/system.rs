@@ -2,7 +2,9 @@
 
 use std::error::Error;
 use std::io;
+use std::time::{Duration, UNIX_EPOCH};
 
+use chrono::{DateTime, Local};
 use qcow2_io::{StorageError, StorageErrorKind};
 use rustix::io::Errno;
 
@@ -54,6 +56,16 @@ pub fn text(errno: Errno) -> String {
 /// What the system calls what failed.
 pub fn describe(error: &(dyn Error + 'static)) -> String {
     text(errno(error))
+}
+
+/// A time since 1970 on the clock of this place: `2026-01-31 23:59:59`.
+pub fn local_time(since: Duration) -> String {
+    match UNIX_EPOCH.checked_add(since) {
+        Some(time) => DateTime::<Local>::from(time)
+            .format("%Y-%m-%d %H:%M:%S")
+            .to_string(),
+        None => "-".to_owned(),
+    }
 }
 
 #[cfg(test)]

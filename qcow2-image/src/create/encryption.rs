@@ -107,12 +107,14 @@ impl Encryption {
             let area = layout.crypto().get();
             let cipher = luks::create(storage, area, &options, secret)?.into_cipher();
             Crypt {
-                cipher,
+                cipher: Some(cipher),
+                method: self.method,
                 by_guest: false,
             }
         } else {
             Crypt {
-                cipher: SectorCipher::legacy_aes(secret),
+                cipher: Some(SectorCipher::legacy_aes(secret)),
+                method: self.method,
                 by_guest: true,
             }
         };
@@ -172,6 +174,9 @@ impl Encryption {
 /// Fills all clusters that have their place.
 #[cfg(feature = "encryption")]
 fn write_zeros(storage: &dyn Storage, layout: &Layout, crypt: &Crypt) -> Result<(), CreateError> {
+    let Some(cipher) = &crypt.cipher else {
+        return Ok(());
+    };
     let size = layout.geometry().cluster_size();
     let mut buffer = vec![0; CHUNK.min(layout.geometry().cluster_len())];
     for number in 0..layout.guest_clusters() {
@@ -180,7 +185,7 @@ fn write_zeros(storage: &dyn Storage, layout: &Layout, crypt: &Crypt) -> Result<
         while done < size {
             buffer.fill(0);
             let first = if crypt.by_guest { guest } else { host } + done;
-            crypt.cipher.encrypt(first / SECTOR, &mut buffer)?;
+            cipher.encrypt(first / SECTOR, &mut buffer)?;
             storage
                 .write_at(&buffer, host + done)
                 .map_err(CreateError::while_trying("write encrypted zeros"))?;
@@ -216,8 +221,8 @@ impl CreateOptions {
     }
 
     /// The passphrase, where the rest comes from [`set`](Self::set).
-    pub fn secret(mut self, passphrase: Secret) -> Self {
-        self.encryption.secret = Some(Arc::new(passphrase));
+    pub fn secret(mut self, passphrase: impl Into<Arc<Secret>>) -> Self {
+        self.encryption.secret = Some(passphrase.into());
         self
     }
 }

@@ -102,6 +102,15 @@ impl CreateOptions {
         Self::default().size(size)
     }
 
+    /// Judges the options: that an image with them can be [written](super::write_image).
+    ///
+    /// # Errors
+    ///
+    /// A rule that they break.
+    pub fn check(&self) -> Result<(), super::CreateError> {
+        super::plan::Plan::new(self).map(drop)
+    }
+
     /// Virtual size in bytes; rounded up to sectors of 512 bytes. 0 is allowed.
     pub fn size(mut self, size: u64) -> Self {
         self.size = Some(size);

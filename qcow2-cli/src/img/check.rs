@@ -1,0 +1,399 @@
+//! `check`: is an image consistent, and mend it.
+
+use std::process::ExitCode;
+
+use qcow2_check::repair::{self, Level, RepairOptions};
+use qcow2_check::{Code, Counts, Finding, Options, Report, check};
+use qcow2_io::Storage;
+
+use super::args::{self, Common, Failure, Output};
+use crate::node::{Access, Node};
+use crate::words::dict::Value;
+use crate::words::getopt::{Long, Spec};
+use crate::words::system;
+use crate::{Console, complain, say};
+
+const SPEC: Spec = Spec {
+    short: "hf:r:T:qU",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "repair",
+            takes_value: true,
+            code: 'r',
+        },
+        Long {
+            name: "output",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{2}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{3}',
+        },
+        Long {
+            name: "force-share",
+            takes_value: false,
+            code: 'U',
+        },
+        Long {
+            name: "quiet",
+            takes_value: false,
+            code: 'q',
+        },
+        Long {
+            name: "cache",
+            takes_value: true,
+            code: 'T',
+        },
+    ],
+};
+
+const USAGE: &str = "qemu-img check [-f FMT | --image-opts] [-T CACHE_MODE] [-r leaks|all] [-q] [-U]
+        [--output human|json] [--object OBJDEF] FILE
+
+Check whether an image is consistent. Exit code: 0 it is, 1 the check was not completed, 2 it is corrupt,
+3 clusters are lost, 63 images of this format can't be checked.
+  -f, --format FMT         format of the image (default: what it looks like)
+  --image-opts             FILE is a list of options
+  -r, --repair leaks|all   mend lost clusters, or all that can be mended
+  -U, --force-share        read beside a program that writes
+  --output human|json      for people (the default) or for programs
+  --object OBJDEF          define an object, such as a secret
+  -q, --quiet              say nothing unless something is wrong";
+
+/// The format has no checker.
+const NO_CHECKER: u8 = 63;
+
+/// What a check came to.
+struct Outcome {
+    counts: Counts,
+    leaks_fixed: u64,
+    corruptions_fixed: u64,
+}
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("check", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut output, mut level) = (None, Output::Human, None);
+    let (mut quiet, mut force_share) = (false, false);
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'f' => format = Some(value),
+            'U' => force_share = true,
+            'q' => quiet = true,
+            'r' => {
+                level = Some(match value.as_str() {
+                    "leaks" => Level::Leaks,
+                    "all" => Level::All,
+                    other => {
+                        return Err(Failure::usage(
+                            "check",
+                            format_args!("--repair (-r) expects 'leaks' or 'all' not '{other}'"),
+                        ));
+                    }
+                });
+            }
+            '\u{1}' => output = Output::from_name(&value)?,
+            '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
+            '\u{3}' => common.image_opts = true,
+            _ => {}
+        }
+    }
+    let [name] = parsed.operands.as_slice() else {
+        return Err(Failure::usage("check", "Expecting one image file name"));
+    };
+    let access = Access {
+        force_share,
+        check: true,
+        ..Access::read()
+    };
+    let node = common.open(name, format.as_deref(), &access)?;
+    if node.image().is_none() {
+        return Err(Failure::new("This image format does not support checks").code(NO_CHECKER));
+    }
+    // What people are told on the way is not for programs, and not for the quiet.
+    let listener = (output == Output::Human && !quiet).then_some(console);
+    let (report, fixed) = match level {
+        None => (inspect(&*file_of(&node), listener), None),
+        Some(level) => mend(
+            &common,
+            node,
+            name,
+            format.as_deref(),
+            level,
+            console,
+            listener,
+        )?,
+    };
+    if report.fatal {
+        return Ok(ExitCode::from(1));
+    }
+    let (leaks_fixed, corruptions_fixed) = fixed.unwrap_or_default();
+    let outcome = Outcome {
+        counts: report.counts,
+        leaks_fixed,
+        corruptions_fixed,
+    };
+    match output {
+        Output::Json => say!(console, "{}", outcome.to_value(name).to_json()),
+        Output::Human if !quiet => outcome.tell(console),
+        Output::Human => {}
+    }
+    let counts = outcome.counts;
+    Ok(ExitCode::from(if counts.check_errors > 0 {
+        1
+    } else if counts.corruptions > 0 {
+        2
+    } else if counts.leaks > 0 {
+        3
+    } else {
+        0
+    }))
+}
+
+/// The file that an image lies in.
+fn file_of(node: &Node) -> std::sync::Arc<dyn Storage> {
+    node.child("file")
+        .map_or_else(|| node.storage(), Node::storage)
+}
+
+/// Checks, and tells what is found.
+fn inspect(file: &dyn Storage, console: Option<&Console>) -> Report {
+    let report = check(file, &Options::default());
+    if let Some(console) = console {
+        tell(file, &report, "ERROR", console);
+    }
+    report
+}
+
+/// Tells of the findings that the reference program has an eye for: structures first, then counts, then flags.
+fn tell(file: &dyn Storage, report: &Report, verb: &str, console: &Console) {
+    let cluster_size = cluster_size(file);
+    let phase = |code| match code {
+        Code::Leak | Code::RefcountLow | Code::RefcountMissing => 1,
+        Code::CopiedWrong => 2,
+        _ => 0,
+    };
+    let mut findings: Vec<&Finding> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.code.counted_by_qemu())
+        .collect();
+    findings.sort_by_key(|finding| phase(finding.code));
+    for finding in findings {
+        match finding.code {
+            Code::Leak => refcounts(
+                finding,
+                cluster_size,
+                if verb == "ERROR" { "Leaked" } else { verb },
+                console,
+            ),
+            Code::RefcountLow | Code::RefcountMissing => {
+                refcounts(finding, cluster_size, verb, console)
+            }
+            _ => complain!(console, "{verb} {finding}"),
+        }
+    }
+}
+
+fn cluster_size(file: &dyn Storage) -> u64 {
+    let mut bits = [0; 4];
+    match file.read_at(&mut bits, 20) {
+        Ok(()) => 1_u64.checked_shl(u32::from_be_bytes(bits)).unwrap_or(65536),
+        Err(_) => 65536,
+    }
+}
+
+/// A line for each cluster whose refcount is wrong.
+fn refcounts(finding: &Finding, cluster_size: u64, verb: &str, console: &Console) {
+    let number = |name: &str| {
+        let (_, rest) = finding.detail.rsplit_once(name)?;
+        rest.split(',').next()?.trim().parse::<u64>().ok()
+    };
+    let (Some(range), Some(refcount), Some(references)) = (
+        finding.place.host,
+        number("refcount "),
+        number("references "),
+    ) else {
+        complain!(console, "{verb} {finding}");
+        return;
+    };
+    for cluster in range.start / cluster_size..range.end.div_ceil(cluster_size) {
+        complain!(
+            console,
+            "{verb} cluster {cluster} refcount={refcount} reference={references}"
+        );
+    }
+}
+
+/// Mends what can be mended; gives the report of a second look, and how much was mended.
+fn mend(
+    common: &Common,
+    node: Node,
+    name: &str,
+    format: Option<&str>,
+    level: Level,
+    console: &Console,
+    listener: Option<&Console>,
+) -> Result<(Report, Option<(u64, u64)>), Failure> {
+    // The image knows nothing of repairs: it is closed before its file is opened for writing.
+    drop(node);
+    let access = Access {
+        write: true,
+        ..Access::read()
+    };
+    let node = common.open_file(name, format, &access)?;
+    let file = node.storage();
+    let options = RepairOptions {
+        level,
+        ..RepairOptions::default()
+    };
+    let failed = |error: &dyn std::error::Error| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Failure::new(format_args!("Check failed: {text}"))
+    };
+    let plan = repair::plan(&*file, &options).map_err(|error| failed(&error))?;
+    let before = plan.before().counts;
+    let after = plan.after().counts;
+    if plan.is_empty() {
+        if let Some(console) = listener {
+            tell(&*file, plan.before(), "ERROR", console);
+        }
+        return Ok((plan.after().clone(), None));
+    }
+    if let Some(console) = listener {
+        let rebuilds = plan.before().total(Code::RefcountMissing) > 0;
+        if rebuilds && level != Level::Leaks {
+            tell(&*file, plan.before(), "ERROR", console);
+            complain!(console, "Rebuilding refcount structure");
+        } else {
+            tell(&*file, plan.before(), "Repairing", console);
+        }
+    }
+    plan.apply(None).map_err(|error| failed(&error))?;
+    drop(plan);
+    file.flush()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    let fixed = (
+        before.leaks.saturating_sub(after.leaks),
+        before.corruptions.saturating_sub(after.corruptions),
+    );
+    if fixed == (0, 0) {
+        return Ok((inspect(&*file, listener), None));
+    }
+    if let Some(listener) = listener {
+        say!(
+            listener,
+            "The following inconsistencies were found and repaired:\n"
+        );
+        say!(
+            listener,
+            "    {} leaked clusters\n    {} corruptions\n",
+            fixed.0,
+            fixed.1
+        );
+        say!(listener, "Double checking the fixed image now...");
+        console.flush();
+    }
+    Ok((inspect(&*file, listener), Some(fixed)))
+}
+
+impl Outcome {
+    fn to_value(&self, name: &str) -> Value {
+        let counts = &self.counts;
+        let mut members = vec![
+            ("filename", name.into()),
+            ("format", "qcow2".into()),
+            ("check-errors", counts.check_errors.into()),
+        ];
+        for (key, count) in [
+            ("image-end-offset", counts.image_end_offset),
+            ("corruptions", counts.corruptions),
+            ("leaks", counts.leaks),
+            ("corruptions-fixed", self.corruptions_fixed),
+            ("leaks-fixed", self.leaks_fixed),
+            ("total-clusters", counts.total_clusters),
+            ("allocated-clusters", counts.allocated_clusters),
+            ("fragmented-clusters", counts.fragmented_clusters),
+            ("compressed-clusters", counts.compressed_clusters),
+        ] {
+            if count > 0 {
+                members.push((key, count.into()));
+            }
+        }
+        Value::Object(members)
+    }
+
+    fn tell(&self, console: &Console) {
+        let counts = &self.counts;
+        if counts.corruptions == 0 && counts.leaks == 0 && counts.check_errors == 0 {
+            say!(console, "No errors were found on the image.");
+        }
+        if counts.corruptions > 0 {
+            say!(
+                console,
+                "\n{} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.",
+                counts.corruptions
+            );
+        }
+        if counts.leaks > 0 {
+            say!(
+                console,
+                "\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.",
+                counts.leaks
+            );
+        }
+        if counts.check_errors > 0 {
+            say!(
+                console,
+                "\n{} internal errors have occurred during the check.",
+                counts.check_errors
+            );
+        }
+        if counts.total_clusters > 0 && counts.allocated_clusters > 0 {
+            say!(
+                console,
+                "{}/{} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters",
+                counts.allocated_clusters,
+                counts.total_clusters,
+                percent(counts.allocated_clusters, counts.total_clusters),
+                percent(counts.fragmented_clusters, counts.allocated_clusters),
+                percent(counts.compressed_clusters, counts.allocated_clusters)
+            );
+        }
+        if counts.image_end_offset > 0 {
+            say!(console, "Image end offset: {}", counts.image_end_offset);
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}

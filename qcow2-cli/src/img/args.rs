@@ -47,6 +47,14 @@ impl Failure {
         self
     }
 
+    /// Without an empty name before its text.
+    pub(crate) fn without_name(mut self) -> Self {
+        if let Some(text) = self.text.strip_prefix(": ") {
+            self.text = text.to_owned();
+        }
+        self
+    }
+
     /// Another exit code.
     pub(crate) fn code(mut self, code: u8) -> Self {
         self.code = code;
@@ -160,7 +168,11 @@ fn warn_of_guess(name: &str) {
 
 /// A disk that can't be opened.
 pub(crate) fn cannot_open(name: &str, error: OpenError) -> Failure {
-    let mut failure = Failure::new(format_args!("Could not open '{name}': {}", error.text));
+    let mut failure = match error.text.starts_with("Failed to load snapshot") {
+        // The image was opened before its snapshot was asked for.
+        true => Failure::new(&error.text),
+        false => Failure::new(format_args!("Could not open '{name}': {}", error.text)),
+    };
     failure.hints = error.hints;
     failure
 }

@@ -2,11 +2,21 @@
 //!
 //! A file is a command; `args.rs` has what commands share.
 
+mod amend;
 mod args;
+mod bitmap;
 mod check;
+mod commit;
+mod compare;
+mod convert;
 mod create;
 mod creation;
+mod dd;
 mod info;
+mod map;
+mod measure;
+mod progress;
+mod rebase;
 mod resize;
 mod snapshot;
 
@@ -22,9 +32,18 @@ type Command = fn(&[String], &Console) -> Result<ExitCode, Failure>;
 
 /// Commands by their names, in the order in which help lists them.
 const COMMANDS: &[(&str, Command)] = &[
+    ("amend", amend::run),
+    ("bitmap", bitmap::run),
     ("check", check::run),
+    ("commit", commit::run),
+    ("compare", compare::run),
+    ("convert", convert::run),
     ("create", create::run),
+    ("dd", dd::run),
     ("info", info::run),
+    ("map", map::run),
+    ("measure", measure::run),
+    ("rebase", rebase::run),
     ("resize", resize::run),
     ("snapshot", snapshot::run),
 ];

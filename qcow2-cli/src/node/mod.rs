@@ -14,7 +14,7 @@ mod raw;
 
 use std::sync::Arc;
 
-use qcow2_image::Image;
+use qcow2_image::{Image, SnapshotKey};
 use qcow2_io::Storage;
 
 pub use error::OpenError;
@@ -47,6 +47,8 @@ pub struct Access {
     pub check: bool,
     /// Without the keys of encrypted images: for what is known about them.
     pub locked: bool,
+    /// A snapshot instead of the present state, for reading.
+    pub snapshot: Option<SnapshotKey>,
     /// The backing chain, too, is opened for writing, down to this depth; 0: none of it.
     pub writable_layers: usize,
 }
@@ -63,6 +65,7 @@ impl Default for Access {
             unmap: false,
             check: false,
             locked: false,
+            snapshot: None,
             writable_layers: 0,
         }
     }

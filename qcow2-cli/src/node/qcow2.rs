@@ -35,6 +35,9 @@ pub(super) fn open(
         )));
     }
 
+    if let Some(key) = &access.snapshot {
+        image = image.snapshot(key.clone());
+    }
     let mut children = Vec::new();
     if header.incompatible.external_data() {
         let data = open_data_file(opener, data, &header, &file, access, layer)?;
@@ -236,6 +239,7 @@ fn open_backing(
     described.extend(options);
     let access = Access {
         write: layer <= access.writable_layers,
+        snapshot: None,
         ..access.clone()
     };
     let below = opener.node(described, &access, layer + 1);

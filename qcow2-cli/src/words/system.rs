@@ -58,6 +58,17 @@ pub fn describe(error: &(dyn Error + 'static)) -> String {
     text(errno(error))
 }
 
+/// An error with its causes, in one sentence.
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// A time since 1970 on the clock of this place: `2026-01-31 23:59:59`.
 pub fn local_time(since: Duration) -> String {
     match UNIX_EPOCH.checked_add(since) {

@@ -295,20 +295,20 @@ mod keys {
         }
 
         /// A passphrase that opens the image, from which a new slot gets the master key.
-        pub fn secret(mut self, secret: Secret) -> Self {
-            self.keys.secret = Some(Arc::new(secret));
+        pub fn secret(mut self, secret: impl Into<Arc<Secret>>) -> Self {
+            self.keys.secret = Some(secret.into());
             self
         }
 
         /// The passphrase for a new slot, `encrypt.new-secret`.
-        pub fn new_secret(mut self, secret: Secret) -> Self {
-            self.keys.new_secret = Some(Arc::new(secret));
+        pub fn new_secret(mut self, secret: impl Into<Arc<Secret>>) -> Self {
+            self.keys.new_secret = Some(secret.into());
             self
         }
 
         /// The passphrase whose slots are erased, `encrypt.old-secret`.
-        pub fn old_secret(mut self, secret: Secret) -> Self {
-            self.keys.old_secret = Some(Arc::new(secret));
+        pub fn old_secret(mut self, secret: impl Into<Arc<Secret>>) -> Self {
+            self.keys.old_secret = Some(secret.into());
             self
         }
 

@@ -1,0 +1,259 @@
+//! `amend`: other options for an image that is there.
+
+use std::process::ExitCode;
+
+use qcow2_image::{AmendError, AmendOptions};
+use qcow2_io::Storage;
+
+use super::args::{self, Common, Failure};
+use super::creation;
+use super::progress::Progress;
+use crate::node::Access;
+use crate::words::getopt::{Long, Spec};
+use crate::words::{keyval, system};
+use crate::{Console, Objects, say};
+
+const SPEC: Spec = Spec {
+    short: "ho:f:t:pq",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "options",
+            takes_value: true,
+            code: 'o',
+        },
+        Long {
+            name: "format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "cache",
+            takes_value: true,
+            code: 't',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{2}',
+        },
+        Long {
+            name: "force",
+            takes_value: false,
+            code: '\u{3}',
+        },
+        Long {
+            name: "progress",
+            takes_value: false,
+            code: 'p',
+        },
+        Long {
+            name: "quiet",
+            takes_value: false,
+            code: 'q',
+        },
+    ],
+};
+
+const USAGE: &str =
+    "qemu-img amend -o FMT_OPTS [-f FMT | --image-opts] [-t CACHE_MODE] [--force] [-p] [-q]
+        [--object OBJDEF] FILE
+
+Change the options of an image.
+  -o, --options FMT_OPTS   what to change; `-o help` lists the options
+  -f, --format FMT         format of the image (default: what it looks like)
+  --image-opts             FILE is a list of options
+  --force                  allow what can make the disk unreadable, such as erasing the last key
+  -p, --progress           show how far it is
+  --object OBJDEF          define an object, such as a secret
+  -q, --quiet              say nothing unless something is wrong";
+
+/// What can be changed: name, kind, what it is for.
+const OPTIONS: &[(&str, &str, &str)] = &[
+    ("backing_file", "str", "File name of a base image"),
+    ("backing_fmt", "str", "Image format of the base image"),
+    (
+        "compat",
+        "str",
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    ),
+    ("data_file", "str", "File name of an external data file"),
+    (
+        "data_file_raw",
+        "bool (on/off)",
+        "The external data file must stay valid as a raw image",
+    ),
+    (
+        "encrypt.iter-time",
+        "num",
+        "Time to spend in PBKDF in milliseconds",
+    ),
+    (
+        "encrypt.keyslot",
+        "num",
+        "Select a single keyslot to modify explicitly",
+    ),
+    (
+        "encrypt.new-secret",
+        "str",
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    (
+        "encrypt.old-secret",
+        "str",
+        "Select all keyslots that match this password",
+    ),
+    (
+        "encrypt.state",
+        "str",
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    (
+        "lazy_refcounts",
+        "bool (on/off)",
+        "Postpone refcount updates",
+    ),
+    (
+        "refcount_bits",
+        "num",
+        "Width of a reference count entry in bits",
+    ),
+    ("size", "size", "Virtual disk size"),
+];
+/// What can be chosen for new images only.
+const CREATION_ONLY: &[&str] = &[
+    "cluster_size",
+    "compression_type",
+    "encryption",
+    "encrypt.format",
+    "encrypt.key-secret",
+    "encrypt.cipher-alg",
+    "encrypt.cipher-mode",
+    "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg",
+    "encrypt.hash-alg",
+    "extended_l2",
+    "preallocation",
+];
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("amend", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut lists) = (None, Vec::new());
+    let (mut force, mut shown, mut quiet) = (false, false, false);
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'o' => lists.push(args::option_list(value)?),
+            'f' => format = Some(value),
+            'p' => shown = true,
+            'q' => quiet = true,
+            '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
+            '\u{2}' => common.image_opts = true,
+            '\u{3}' => force = true,
+            _ => {}
+        }
+    }
+    if lists.is_empty() {
+        return Err(Failure::usage("amend", "Must specify options (-o)"));
+    }
+    let wants_help = lists.iter().any(|list| creation::asks_for_help(list));
+    if wants_help && let Some(format) = &format {
+        help(format, console)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name = match parsed.operands.as_slice() {
+        [name] => name,
+        [] => return Err(Failure::usage("amend", "Expecting one image file name")),
+        _ => return Err(Failure::usage("amend", "Expecting one image file name")),
+    };
+    let node = common.open(name, format.as_deref(), &Access::write())?;
+    if wants_help {
+        help(node.driver, console)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let driver = node.driver;
+    let key = node.options.text("encrypt.key-secret").map(str::to_owned);
+    let total = node.storage().len().unwrap_or(0);
+    let Some((mut image, below)) = node.into_image() else {
+        return Err(Failure::new(format_args!(
+            "Format driver '{driver}' does not support option amendment"
+        )));
+    };
+    let progress = Progress::new(console, shown && !quiet, total);
+    let mut options = AmendOptions::new().force(force).monitor(&progress);
+    if let Some(key) = key {
+        options = options.secret(common.objects.secret(&key).map_err(Failure::new)?);
+    }
+    for (key, value) in lists.iter().flat_map(|list| keyval::parse(list, None)) {
+        options = set(options, &key, &value, &common.objects)?;
+    }
+    image.amend(&options).map_err(|error| refusal(&error))?;
+    progress.end();
+    image
+        .close()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    drop(below);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn help(format: &str, console: &Console) -> Result<(), Failure> {
+    if format != "qcow2" {
+        return Err(Failure::new(format_args!(
+            "Format driver '{format}' does not support option amendment"
+        )));
+    }
+    say!(console, "Amend options for '{format}':");
+    for (name, kind, what) in OPTIONS {
+        say!(console, "  {:<22} - {what}", format!("{name}=<{kind}>"));
+    }
+    Ok(())
+}
+
+fn set<'a>(
+    options: AmendOptions<'a>,
+    key: &str,
+    value: &str,
+    objects: &Objects,
+) -> Result<AmendOptions<'a>, Failure> {
+    if CREATION_ONLY.contains(&key) {
+        return Err(Failure::new(format_args!("Invalid parameter '{key}'"))
+            .hint("This option is only supported for image creation"));
+    }
+    if OPTIONS.iter().all(|(name, ..)| *name != key) {
+        return Err(Failure::new(format_args!("Invalid parameter '{key}'")));
+    }
+    let secret = |id: &str| objects.secret(id).map_err(Failure::new);
+    match key {
+        "encrypt.new-secret" => Ok(options.new_secret(secret(value)?)),
+        "encrypt.old-secret" => Ok(options.old_secret(secret(value)?)),
+        _ => {
+            let mut options = options;
+            options.set(key, value).map_err(|error| refusal(&error))?;
+            Ok(options)
+        }
+    }
+}
+
+fn refusal(error: &AmendError) -> Failure {
+    Failure::new(match error {
+        AmendError::UnknownOption { option } => format!("Invalid parameter '{option}'"),
+        AmendError::Value(error) => creation::text_of(error),
+        AmendError::Refused { why, .. } => why.clone(),
+        AmendError::Image(error) => system::sentence(error),
+        error => system::sentence(error),
+    })
+}

@@ -1,0 +1,262 @@
+//! `bitmap`: the persistent dirty bitmaps of an image.
+
+use std::process::ExitCode;
+
+use qcow2_image::{BitmapOptions, Image, ImageError};
+
+use super::args::{self, Common, Failure};
+use crate::node::Access;
+use crate::words::getopt::{Long, Spec};
+use crate::words::{size, system};
+use crate::{Console, say};
+
+const SPEC: Spec = Spec {
+    short: "hf:b:F:g:U",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{2}',
+        },
+        Long {
+            name: "add",
+            takes_value: false,
+            code: '\u{3}',
+        },
+        Long {
+            name: "remove",
+            takes_value: false,
+            code: '\u{4}',
+        },
+        Long {
+            name: "clear",
+            takes_value: false,
+            code: '\u{5}',
+        },
+        Long {
+            name: "enable",
+            takes_value: false,
+            code: '\u{6}',
+        },
+        Long {
+            name: "disable",
+            takes_value: false,
+            code: '\u{7}',
+        },
+        Long {
+            name: "merge",
+            takes_value: true,
+            code: '\u{8}',
+        },
+        Long {
+            name: "source-file",
+            takes_value: true,
+            code: 'b',
+        },
+        Long {
+            name: "source-format",
+            takes_value: true,
+            code: 'F',
+        },
+        Long {
+            name: "granularity",
+            takes_value: true,
+            code: 'g',
+        },
+    ],
+};
+
+const USAGE: &str =
+    "qemu-img bitmap (--add [-g GRANULARITY] | --remove | --clear | --enable | --disable |
+        --merge SOURCE [-b FILE [-F FMT]])... [-f FMT | --image-opts] [--object OBJDEF] FILE BITMAP
+
+Change a persistent dirty bitmap of an image; several actions are done in their order.
+  --add                        make it; it records from now on
+  -g, --granularity BYTES      bytes of the disk that a bit stands for
+  --remove                     delete it
+  --clear                      forget what it has recorded
+  --enable, --disable          let it record, or not
+  --merge SOURCE               add what the bitmap SOURCE has recorded
+  -b, --source-file FILE       the image that has SOURCE
+  -F, --source-format FMT      its format
+  -f, --format FMT             format of the image
+  --image-opts                 FILE is a list of options
+  --object OBJDEF              define an object, such as a secret";
+
+enum Action {
+    Add,
+    Remove,
+    Clear,
+    Enable,
+    Disable,
+    Merge(String),
+}
+
+impl Action {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Clear => "clear",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+            Self::Merge(_) => "merge",
+        }
+    }
+}
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("bitmap", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut source, mut source_format, mut granularity) = (None, None, None, None);
+    let mut actions = Vec::new();
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'f' => format = Some(value),
+            'b' => source = Some(value),
+            'F' => source_format = Some(value),
+            'g' => {
+                let bytes = size::parse(&value);
+                granularity = Some(bytes.map_err(|_| {
+                    Failure::new(format_args!("Invalid granularity specified: '{value}'."))
+                })?);
+            }
+            '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
+            '\u{2}' => common.image_opts = true,
+            '\u{3}' => actions.push(Action::Add),
+            '\u{4}' => actions.push(Action::Remove),
+            '\u{5}' => actions.push(Action::Clear),
+            '\u{6}' => actions.push(Action::Enable),
+            '\u{7}' => actions.push(Action::Disable),
+            '\u{8}' => actions.push(Action::Merge(value)),
+            _ => {}
+        }
+    }
+    let [name, bitmap] = parsed.operands.as_slice() else {
+        return Err(Failure::new("Expecting filename and bitmap name"));
+    };
+    let merges = actions
+        .iter()
+        .any(|action| matches!(action, Action::Merge(_)));
+    let adds = actions.iter().any(|action| matches!(action, Action::Add));
+    if actions.is_empty() {
+        return Err(Failure::new(
+            "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
+        ));
+    }
+    if granularity.is_some() && !adds {
+        return Err(Failure::new("granularity only supported with --add"));
+    }
+    if source_format.is_some() && source.is_none() {
+        return Err(Failure::new("-F only supported with -b"));
+    }
+    if source.is_some() && !merges {
+        return Err(Failure::new(
+            "Merge bitmap source file only supported with --merge",
+        ));
+    }
+    // As in the reference program, the chain below is of no interest.
+    let access = Access {
+        no_backing: true,
+        locked: true,
+        ..Access::write()
+    };
+    let node = common.open(name, format.as_deref(), &access)?;
+    let from = source
+        .map(|source| {
+            common.open(
+                &source,
+                source_format.as_deref(),
+                &Access {
+                    no_backing: true,
+                    locked: true,
+                    ..Access::read()
+                },
+            )
+        })
+        .transpose()?;
+    for action in actions {
+        let failed = |text: String| {
+            Failure::new(format_args!(
+                "Operation {} on bitmap {bitmap} failed: {text}",
+                action.name()
+            ))
+        };
+        let Some(image) = node.image() else {
+            return Err(failed("Operation not supported".to_owned()));
+        };
+        let other = from.as_ref().and_then(|node| node.image());
+        carry_out(
+            &action,
+            image,
+            bitmap,
+            other.map(|image| &**image),
+            granularity,
+        )
+        .map_err(|error| failed(text_of(&error)))?;
+    }
+    args::close(node)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn carry_out(
+    action: &Action,
+    image: &Image,
+    bitmap: &str,
+    other: Option<&Image>,
+    granularity: Option<u64>,
+) -> Result<(), ImageError> {
+    let name = bitmap.as_bytes();
+    match action {
+        Action::Add => {
+            let mut options = BitmapOptions::new();
+            if let Some(bytes) = granularity {
+                options = options.granularity(bytes);
+            }
+            image.create_bitmap(name, &options)
+        }
+        Action::Remove => image.remove_bitmap(name),
+        Action::Clear => image.clear_bitmap(name),
+        Action::Enable => image.enable_bitmap(name),
+        Action::Disable => image.disable_bitmap(name),
+        Action::Merge(source) => {
+            image.merge_bitmap(name, other.unwrap_or(image), source.as_bytes())
+        }
+    }
+}
+
+fn text_of(error: &ImageError) -> String {
+    match error {
+        ImageError::NoBitmap { name } => format!("Dirty bitmap '{name}' not found"),
+        ImageError::BitmapUnusable { name, .. } => {
+            format!("Bitmap '{name}' is inconsistent and cannot be used")
+        }
+        ImageError::Option {
+            option: "granularity",
+            ..
+        } => "Granularity must be power of 2 and at least 512".to_owned(),
+        ImageError::Option { why, .. } => why.clone(),
+        ImageError::Unsupported { what } => (*what).to_owned(),
+        error => system::describe(error),
+    }
+}

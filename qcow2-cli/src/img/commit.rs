@@ -1,0 +1,181 @@
+//! `commit`: what an overlay holds goes down into a layer below.
+
+use std::process::ExitCode;
+
+use qcow2_image::chain::ChainError;
+use qcow2_image::commit::CommitOptions;
+use qcow2_io::Storage;
+
+use super::args::{self, Common, Failure};
+use super::progress::Progress;
+use crate::node::{Access, Node};
+use crate::words::getopt::{Long, Spec};
+use crate::words::{size, system};
+use crate::{Console, say};
+
+const SPEC: Spec = Spec {
+    short: "hf:t:b:dpqr:",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "cache",
+            takes_value: true,
+            code: 't',
+        },
+        Long {
+            name: "base",
+            takes_value: true,
+            code: 'b',
+        },
+        Long {
+            name: "drop",
+            takes_value: false,
+            code: 'd',
+        },
+        Long {
+            name: "keep",
+            takes_value: false,
+            code: 'd',
+        },
+        Long {
+            name: "rate-limit",
+            takes_value: true,
+            code: 'r',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{2}',
+        },
+        Long {
+            name: "progress",
+            takes_value: false,
+            code: 'p',
+        },
+        Long {
+            name: "quiet",
+            takes_value: false,
+            code: 'q',
+        },
+    ],
+};
+
+const USAGE: &str =
+    "qemu-img commit [-f FMT | --image-opts] [-t CACHE_MODE] [-b BASE] [-r RATE] [-d] [-p] [-q]
+        [--object OBJDEF] FILE
+
+Write what an image holds into its backing file, and empty the image.
+  -f, --format FMT        format of the image (default: what it looks like)
+  --image-opts            FILE is a list of options
+  -b, --base BASE         write into this layer of the chain; the image keeps what it has
+  -d, --drop              the image keeps what it has
+  -r, --rate-limit RATE   write no more than so many bytes a second
+  -p, --progress          show how far it is
+  --object OBJDEF         define an object, such as a secret
+  -q, --quiet             say nothing unless something is wrong";
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("commit", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut base_name) = (None, None);
+    let (mut keep, mut shown, mut quiet) = (false, false, false);
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'f' => format = Some(value),
+            'b' => base_name = Some(value),
+            'd' => keep = true,
+            'p' => shown = true,
+            'q' => quiet = true,
+            'r' => {
+                _ = size::parse(&value).map_err(|_| {
+                    Failure::new(format_args!("Invalid rate limit specified: '{value}'."))
+                })?
+            }
+            '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
+            '\u{2}' => common.image_opts = true,
+            _ => {}
+        }
+    }
+    let [name] = parsed.operands.as_slice() else {
+        return Err(Failure::usage("commit", "Expecting one image file name"));
+    };
+    // First a look, to know how deep the base lies; then again, with that layer open for writing.
+    let depth = {
+        let node = common.open(name, format.as_deref(), &Access::read())?;
+        depth_of(&node, base_name.as_deref(), name)?
+    };
+    let access = Access {
+        writable_layers: depth,
+        ..Access::write()
+    };
+    let node = common.open(name, format.as_deref(), &access)?;
+    let total = node.storage().len().unwrap_or(0);
+    let Some((mut image, below)) = node.into_image() else {
+        return Err(Failure::new("Image does not have a backing file"));
+    };
+    let progress = Progress::new(console, shown && !quiet, total);
+    let options = CommitOptions::new()
+        .base(depth)
+        .keep(keep || base_name.is_some())
+        .monitor(&progress);
+    image.commit(&options).map_err(|error| {
+        Failure::new(match &error {
+            ChainError::Image(error) => system::describe(error),
+            error => error.to_string(),
+        })
+    })?;
+    progress.end();
+    image
+        .close()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    drop(below);
+    if !quiet {
+        say!(console, "Image committed.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How deep the base lies.
+fn depth_of(node: &Node, base: Option<&str>, name: &str) -> Result<usize, Failure> {
+    let mut layer = node.child("backing");
+    let Some(base) = base else {
+        return match layer {
+            Some(_) => Ok(1),
+            None => Err(Failure::new("Image does not have a backing file")),
+        };
+    };
+    for depth in 1.. {
+        let Some(node) = layer else { break };
+        if node.filename == base || same_file(&node.filename, base) {
+            return Ok(depth);
+        }
+        layer = node.child("backing");
+    }
+    Err(Failure::new(format_args!(
+        "Did not find '{base}' in the backing chain of '{name}'"
+    )))
+}
+
+fn same_file(one: &str, other: &str) -> bool {
+    let real = |name: &str| std::fs::canonicalize(name).ok();
+    real(one).is_some_and(|one| Some(one) == real(other))
+}

@@ -1,0 +1,194 @@
+//! `convert`: a disk into another file or format.
+
+mod concat;
+mod plan;
+
+use std::process::ExitCode;
+
+use qcow2_image::copy::{CopyError, CopyOptions, Target, copy, copy_bitmaps};
+use qcow2_image::{BitmapState, ImageError};
+use qcow2_io::Storage;
+
+use self::concat::Concat;
+use self::plan::Plan;
+use super::args::{self, Failure};
+use super::create;
+use super::progress::Progress;
+use crate::node::{Access, Node, NodeOptions, Opener};
+use crate::words::system;
+use crate::{Console, complain};
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let Some(plan) = Plan::from_words(words, console)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let sources = open_sources(&plan)?;
+    plan.check_sources(&sources)?;
+    let storages: Vec<_> = sources.iter().map(Node::storage).collect();
+    let joined;
+    let source: &dyn Storage = match storages.as_slice() {
+        [one] => &**one,
+        _ => {
+            joined = Concat::new(storages.clone())
+                .map_err(|error| Failure::new(system::describe(&error)))?;
+            &joined
+        }
+    };
+    let len = source
+        .len()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    let creation = plan.creation(len)?;
+    if !plan.keeps_target {
+        let size = creation
+            .get("size")
+            .and_then(|size| size.parse().ok())
+            .unwrap_or(len);
+        create::make(&plan.target, &creation, size, &plan.common.objects).map_err(|text| {
+            Failure::new(format_args!(
+                "{}: error while converting {}: {text}",
+                plan.target,
+                creation.format.name()
+            ))
+        })?;
+    }
+    let target = open_target(&plan, creation.get("encrypt.key-secret"))?;
+    let target_len = target.storage().len().unwrap_or(0);
+    if plan.keeps_target && target_len < len {
+        return Err(Failure::new("output file is smaller than input file"));
+    }
+    if plan.compress.is_some() && target.image().is_none() {
+        return Err(Failure::new(
+            "Compression not supported for this file format",
+        ));
+    }
+    copy_data(&plan, source, len, &target, console)?;
+    if plan.bitmaps {
+        carry_bitmaps(&plan, &sources, &target, console)?;
+    }
+    drop(sources);
+    args::close(target)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_sources(plan: &Plan) -> Result<Vec<Node>, Failure> {
+    let access = Access {
+        force_share: plan.force_share,
+        snapshot: plan.snapshot.clone(),
+        ..Access::read()
+    };
+    let open = |name: &String| {
+        plan.common
+            .open(name, plan.source_format.as_deref(), &access)
+    };
+    plan.sources.iter().map(open).collect()
+}
+
+fn open_target(plan: &Plan, secret: Option<&str>) -> Result<Node, Failure> {
+    let opener = Opener {
+        objects: &plan.common.objects,
+    };
+    let access = Access {
+        unmap: true,
+        ..Access::write()
+    };
+    let opened = if plan.target_image_opts {
+        opener.options(NodeOptions::from_list(&plan.target), &access)
+    } else {
+        let format = plan.target_format.as_deref();
+        opener
+            .describe(&plan.target, format)
+            .and_then(|mut options| {
+                if let Some(secret) = secret {
+                    options.set("encrypt.key-secret", secret);
+                }
+                opener.options(options, &access)
+            })
+    };
+    opened.map_err(|error| args::cannot_open(&plan.target, error))
+}
+
+fn copy_data(
+    plan: &Plan,
+    source: &dyn Storage,
+    len: u64,
+    target: &Node,
+    console: &Console,
+) -> Result<(), Failure> {
+    let progress = Progress::new(console, plan.progress && !plan.quiet, len);
+    let mut options = CopyOptions::new()
+        .sparse(plan.sparse)
+        .salvage(plan.salvage)
+        .target_is_zero(plan.target_is_zero)
+        .zero_rest(!plan.keeps_target)
+        .rate(plan.rate)
+        .monitor(&progress);
+    if let Some(level) = plan.compress {
+        options = options.compress(level);
+    }
+    if plan.has_backing() {
+        options = options.layers(1);
+    }
+    let storage = target.storage();
+    let place = match target.image() {
+        Some(image) => Target::Image(image),
+        None => Target::Storage(&*storage),
+    };
+    let report = copy(source, place, &options).map_err(|error| failed(&error))?;
+    for range in report.lost.ranges() {
+        if !plan.quiet {
+            complain!(
+                console,
+                "qemu-img: warning: error while reading offset {}: Input/output error",
+                range.start
+            );
+        }
+    }
+    progress.end();
+    Ok(())
+}
+
+/// A copy that failed, with the place.
+fn failed(error: &CopyError) -> Failure {
+    match error {
+        CopyError::Source { offset, source, .. } => Failure::new(format_args!(
+            "error while reading at byte {offset}: {}",
+            system::describe(source)
+        )),
+        CopyError::Target { offset, source, .. } => Failure::new(format_args!(
+            "error while writing at byte {offset}: {}",
+            system::describe(source)
+        )),
+        error => Failure::new(system::sentence(error)),
+    }
+}
+
+fn carry_bitmaps(
+    plan: &Plan,
+    sources: &[Node],
+    target: &Node,
+    console: &Console,
+) -> Result<(), Failure> {
+    let source = sources.first().and_then(Node::image);
+    let (Some(source), Some(target)) = (source, target.image()) else {
+        return Err(Failure::new("Source lacks bitmap support"));
+    };
+    let bitmaps = source.bitmaps().unwrap_or_default();
+    for bitmap in bitmaps {
+        if plan.skip_broken && bitmap.state != BitmapState::Consistent {
+            let name = String::from_utf8_lossy(&bitmap.name).into_owned();
+            complain!(
+                console,
+                "qemu-img: warning: Skipping inconsistent bitmap '{name}'"
+            );
+        }
+    }
+    copy_bitmaps(source, target, plan.skip_broken)
+        .map(drop)
+        .map_err(|error| match error {
+            ImageError::BitmapUnusable { name, .. } => {
+                Failure::new(format_args!("Failed to populate bitmap {name}: Bitmap '{name}' is inconsistent and cannot be used"))
+            }
+            error => Failure::new(system::sentence(&error)),
+        })
+}

@@ -1,0 +1,160 @@
+//! `dd`: a part of a disk, in blocks.
+
+use std::process::ExitCode;
+
+use qcow2_image::copy::{CopyOptions, Target, copy};
+use qcow2_io::Storage;
+
+use super::args::{self, Common, Failure};
+use super::create;
+use super::creation::{Creation, Format, refused};
+use crate::node::Access;
+use crate::words::getopt::{Long, Spec};
+use crate::words::{size, system};
+use crate::{Console, say};
+
+const SPEC: Spec = Spec {
+    short: "hf:O:U",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "output-format",
+            takes_value: true,
+            code: 'O',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{2}',
+        },
+        Long {
+            name: "force-share",
+            takes_value: false,
+            code: 'U',
+        },
+    ],
+};
+
+const USAGE: &str = "qemu-img dd [-f FMT | --image-opts] [-O FMT] [-U] [--object OBJDEF]
+        [bs=BLOCK_SIZE] [count=BLOCKS] [skip=BLOCKS] if=INPUT of=OUTPUT
+
+Copy blocks of a disk into a new image.
+  bs=BLOCK_SIZE          bytes of a block (default: 512)
+  count=BLOCKS           no more than so many
+  skip=BLOCKS            leave out so many at the start
+  if=INPUT, of=OUTPUT    from where to where
+  -f, --format FMT       format of INPUT
+  -O, --output-format    format of OUTPUT (default: raw)
+  --image-opts           INPUT is a list of options
+  -U, --force-share      read beside a program that writes
+  --object OBJDEF        define an object, such as a secret";
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("dd", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut target_format, mut force_share) = (None, "raw".to_owned(), false);
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'f' => format = Some(value),
+            'O' => target_format = value,
+            'U' => force_share = true,
+            '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
+            _ => common.image_opts = true,
+        }
+    }
+    let (mut input, mut output) = (None, None);
+    let (mut block, mut count, mut skip) = (512, None, 0);
+    for operand in &parsed.operands {
+        let (key, value) = operand.split_once('=').unwrap_or((operand, ""));
+        match key {
+            "if" => input = Some(value),
+            "of" => output = Some(value),
+            "bs" => {
+                block = number("bs", value)?;
+                if !(1..=i32::MAX.unsigned_abs().into()).contains(&block) {
+                    return Err(Failure::new(
+                        "Invalid bs specified. Must be between 1 and 2147483647.",
+                    ));
+                }
+            }
+            "count" => count = Some(number("count", value)?),
+            "skip" => skip = number("skip", value)?,
+            other => return Err(Failure::new(format_args!("unrecognized operand {other}"))),
+        }
+    }
+    let (Some(input), Some(output)) = (input, output) else {
+        return Err(Failure::new("Must specify both input and output files"));
+    };
+    let access = Access {
+        force_share,
+        ..Access::read()
+    };
+    let source = common.open(input, format.as_deref(), &access)?;
+    let len = source
+        .storage()
+        .len()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    let end = count.map_or(len, |count: u64| {
+        skip.saturating_add(count).saturating_mul(block).min(len)
+    });
+    let start = skip.saturating_mul(block);
+    if start > len && end >= len {
+        crate::complain!(
+            console,
+            "qemu-img: {input}: cannot skip to specified offset"
+        );
+    }
+    let size = end.saturating_sub(start);
+    let target_format = Format::from_name(&target_format).map_err(Failure::new)?;
+    let mut creation = Creation::new(target_format);
+    creation
+        .set("size", &size.to_string())
+        .map_err(|refusal| refused("", refusal).without_name())?;
+    create::make(output, &creation, size, &common.objects).map_err(|text| {
+        Failure::new(format_args!(
+            "{output}: error while creating output image of type '{}': {text}",
+            target_format.name()
+        ))
+    })?;
+    let plain = Common {
+        objects: common.objects.clone(),
+        image_opts: false,
+    };
+    let target = plain.open(output, Some(target_format.name()), &Access::write())?;
+    let options = CopyOptions::new().window(start.min(end)..end);
+    let (from, to) = (source.storage(), target.storage());
+    let place = match target.image() {
+        Some(image) => Target::Image(image),
+        None => Target::Storage(&*to),
+    };
+    copy(&*from, place, &options).map_err(|error| Failure::new(system::sentence(&error)))?;
+    drop((from, to));
+    args::close(target)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn number(_name: &str, value: &str) -> Result<u64, Failure> {
+    let parsed = size::parse(value)
+        .ok()
+        .filter(|value| i64::try_from(*value).is_ok());
+    parsed.ok_or_else(|| Failure::new(format_args!("invalid number: '{value}'")))
+}

@@ -1,0 +1,263 @@
+//! `measure`: how large a file will be.
+
+use std::process::ExitCode;
+
+use qcow2_image::measure::{BitmapSize, MeasureOptions, measure, measure_raw};
+use qcow2_image::{BitmapState, SnapshotKey};
+use qcow2_io::Storage;
+
+use super::args::{self, Common, Failure, Output};
+use super::creation::{self, Creation, Format, refused};
+use crate::node::Access;
+use crate::words::dict::Value;
+use crate::words::getopt::{Long, Spec};
+use crate::words::{keyval, size, system};
+use crate::{Console, say};
+
+const SPEC: Spec = Spec {
+    short: "hf:l:o:O:s:U",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "source-format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "snapshot",
+            takes_value: true,
+            code: 'l',
+        },
+        Long {
+            name: "target-format",
+            takes_value: true,
+            code: 'O',
+        },
+        Long {
+            name: "options",
+            takes_value: true,
+            code: 'o',
+        },
+        Long {
+            name: "size",
+            takes_value: true,
+            code: 's',
+        },
+        Long {
+            name: "output",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{2}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{3}',
+        },
+        Long {
+            name: "force-share",
+            takes_value: false,
+            code: 'U',
+        },
+    ],
+};
+
+const USAGE: &str =
+    "qemu-img measure [-O FMT] [-o FMT_OPTS] [--output human|json] [--object OBJDEF]
+        (--size SIZE | [-f FMT | --image-opts] [-l SNAPSHOT] [-U] FILE)
+
+Tell how long the file of a new image will be: with what FILE has, and with every cluster written.
+  -O, --target-format FMT   format of the new image (default: raw)
+  -o, --options FMT_OPTS    options of the format; `-o help` lists them
+  -s, --size SIZE           a disk of this size without data
+  -f, --source-format FMT   format of FILE
+  --image-opts              FILE is a list of options
+  -l, --snapshot SNAPSHOT   of FILE, this snapshot
+  -U, --force-share         read beside a program that writes
+  --output human|json       for people (the default) or for programs
+  --object OBJDEF           define an object, such as a secret";
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("measure", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut target, mut lists) = (None, "raw".to_owned(), Vec::new());
+    let (mut snapshot, mut virtual_size, mut output, mut force_share) =
+        (None, None, Output::Human, false);
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'f' => format = Some(value),
+            'l' => snapshot = Some(snapshot_key(&value)?),
+            'O' => target = value,
+            'o' => lists.push(args::option_list(value)?),
+            's' => virtual_size = Some(disk_size(&value)?),
+            'U' => force_share = true,
+            '\u{1}' => output = Output::from_name(&value)?,
+            '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
+            _ => common.image_opts = true,
+        }
+    }
+    let name = match parsed.operands.as_slice() {
+        [] => None,
+        [name] => Some(name.as_str()),
+        _ => return Err(Failure::new("At most one filename argument is allowed.")),
+    };
+    if lists.iter().any(|list| creation::asks_for_help(list)) {
+        let format = Format::from_name(&target).map_err(Failure::new)?;
+        creation::help(format, false, console);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if virtual_size.is_some() && name.is_some() {
+        return Err(Failure::new(
+            "--size N cannot be used together with a filename.",
+        ));
+    }
+    if virtual_size.is_none() && name.is_none() {
+        return Err(Failure::new(
+            "Either --size N or one filename must be specified.",
+        ));
+    }
+    if name.is_none() && (common.image_opts || format.is_some() || snapshot.is_some()) {
+        return Err(Failure::new(
+            "--image-opts, -f, and -l can only be used with a filename argument.",
+        ));
+    }
+    let target = Format::from_name(&target).map_err(Failure::new)?;
+    let mut creation = Creation::new(target);
+    for list in &lists {
+        creation.add_list(list).map_err(|refusal| {
+            let failure = refused("", refusal);
+            failure.without_name()
+        })?;
+    }
+    let access = Access {
+        force_share,
+        snapshot,
+        ..Access::read()
+    };
+    let node = name
+        .map(|name| common.open(name, format.as_deref(), &access))
+        .transpose()?;
+    let source = node.as_ref().map(|node| node.storage());
+    let len = match (&source, virtual_size) {
+        (Some(source), _) => source
+            .len()
+            .map_err(|error| Failure::new(system::describe(&error)))?,
+        (None, size) => size.unwrap_or(0),
+    };
+    let (required, full, bitmaps) = if target == Format::Raw {
+        let required = source
+            .as_ref()
+            .map(|source| measure_raw(&**source).map_or(len, |found| found.required));
+        (required.unwrap_or(len), len.next_multiple_of(512), None)
+    } else {
+        let mut options = creation.to_options(&common.objects).map_err(Failure::new)?;
+        if options.chosen_size().is_none() || source.is_none() {
+            let size = options.chosen_size().unwrap_or(len).max(len);
+            options = options.size(size);
+        }
+        let sizes: Vec<_> = node
+            .as_ref()
+            .and_then(|node| node.image())
+            .and_then(|image| image.bitmaps().ok())
+            .unwrap_or_default()
+            .iter()
+            .filter(|bitmap| bitmap.state == BitmapState::Consistent)
+            .map(|bitmap| BitmapSize {
+                name_len: bitmap.name.len() as u64,
+                granularity: bitmap.granularity,
+            })
+            .collect();
+        let mut wanted = MeasureOptions::new().bitmaps(&sizes);
+        if let Some(source) = &source {
+            wanted = wanted.source(&**source);
+        }
+        let found = measure(&options, &wanted).map_err(|error| {
+            Failure::new(match &error {
+                qcow2_image::measure::MeasureError::Create(error) => creation::text_of(error),
+                error => error.to_string(),
+            })
+        })?;
+        let bitmaps = node
+            .as_ref()
+            .and_then(|node| node.image())
+            .map(|_| found.by_qemu.bitmaps.unwrap_or(0));
+        (
+            found.by_qemu.required,
+            found.by_qemu.fully_allocated,
+            bitmaps,
+        )
+    };
+    match output {
+        Output::Human => {
+            say!(
+                console,
+                "required size: {required}\nfully allocated size: {full}"
+            );
+            if let Some(bitmaps) = bitmaps {
+                say!(console, "bitmaps size: {bitmaps}");
+            }
+        }
+        Output::Json => {
+            let mut members = vec![
+                ("required", required.into()),
+                ("fully-allocated", full.into()),
+            ];
+            if let Some(bitmaps) = bitmaps {
+                members.push(("bitmaps", bitmaps.into()));
+            }
+            say!(console, "{}", Value::Object(members).to_json());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn disk_size(text: &str) -> Result<u64, Failure> {
+    let size = size::parse(text)
+        .ok()
+        .filter(|size| i64::try_from(*size).is_ok());
+    size.ok_or_else(|| match size::parse(text) {
+        Ok(_) | Err(size::SizeError::Range) => {
+            Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.")
+        }
+        Err(_) => Failure::new(format_args!("Invalid image size specified: '{text}'.")),
+    })
+}
+
+/// Which snapshot `-l` names: `snapshot.id=ID`, `snapshot.name=NAME`, or an id or name.
+pub(super) fn snapshot_key(text: &str) -> Result<SnapshotKey, Failure> {
+    if !text.starts_with("snapshot.") {
+        return Ok(SnapshotKey::any(text));
+    }
+    let (mut id, mut name) = (None, None);
+    for (key, value) in keyval::parse(text, None) {
+        match key.as_str() {
+            "snapshot.id" => id = Some(value),
+            "snapshot.name" => name = Some(value),
+            _ => {
+                return Err(Failure::new(format_args!(
+                    "Failed in parsing snapshot param '{text}'"
+                )));
+            }
+        }
+    }
+    match (id, name) {
+        (Some(id), _) => Ok(SnapshotKey::Id(id.into_bytes())),
+        (None, Some(name)) => Ok(SnapshotKey::Name(name.into_bytes())),
+        (None, None) => Err(Failure::new(format_args!(
+            "Failed in parsing snapshot param '{text}'"
+        ))),
+    }
+}

@@ -1,0 +1,219 @@
+//! `rebase`: another backing file for an image.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use qcow2_image::chain::{BackingFile, ChainError};
+use qcow2_image::rebase::RebaseOptions;
+use qcow2_io::Storage;
+use qcow2_io::codec::Level;
+
+use super::args::{self, Common, Failure};
+use super::progress::Progress;
+use crate::node::{self, Access, Content};
+use crate::words::getopt::{Long, Spec};
+use crate::words::system;
+use crate::{Console, say};
+
+const SPEC: Spec = Spec {
+    short: "hf:F:b:upt:T:qUc",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "format",
+            takes_value: true,
+            code: 'f',
+        },
+        Long {
+            name: "cache",
+            takes_value: true,
+            code: 't',
+        },
+        Long {
+            name: "backing",
+            takes_value: true,
+            code: 'b',
+        },
+        Long {
+            name: "backing-format",
+            takes_value: true,
+            code: 'F',
+        },
+        Long {
+            name: "backing-cache",
+            takes_value: true,
+            code: 'T',
+        },
+        Long {
+            name: "backing-unsafe",
+            takes_value: false,
+            code: 'u',
+        },
+        Long {
+            name: "compress",
+            takes_value: false,
+            code: 'c',
+        },
+        Long {
+            name: "object",
+            takes_value: true,
+            code: '\u{1}',
+        },
+        Long {
+            name: "image-opts",
+            takes_value: false,
+            code: '\u{2}',
+        },
+        Long {
+            name: "force-share",
+            takes_value: false,
+            code: 'U',
+        },
+        Long {
+            name: "progress",
+            takes_value: false,
+            code: 'p',
+        },
+        Long {
+            name: "quiet",
+            takes_value: false,
+            code: 'q',
+        },
+    ],
+};
+
+const USAGE: &str =
+    "qemu-img rebase [-f FMT | --image-opts] [-t CACHE_MODE] [-b BACKING_FILE [-F BACKING_FMT]]
+        [-T CACHE_MODE] [-u] [-c] [-p] [-q] [-U] [--object OBJDEF] FILE
+
+Change the backing file of an image, and keep its disk.
+  -f, --format FMT           format of the image
+  --image-opts               FILE is a list of options
+  -b, --backing FILE         the new backing file; none if FILE is empty
+  -F, --backing-format FMT   its format
+  -u, --backing-unsafe       change the name only, whatever the disk shows then
+  -c, --compress             compress what has to be stored
+  -U, --force-share          read beside a program that writes
+  -p, --progress             show how far it is
+  --object OBJDEF            define an object, such as a secret
+  -q, --quiet                say nothing unless something is wrong";
+
+/// Runs the command.
+pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
+    let parsed = args::parse("rebase", &SPEC, words)?;
+    let mut common = Common::default();
+    let (mut format, mut backing, mut backing_format) = (None, None, None);
+    let (mut unsafely, mut compress, mut shown, mut quiet) = (false, false, false, false);
+    for (code, value) in parsed.options {
+        match code {
+            'h' => {
+                say!(console, "{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            'f' => format = Some(value),
+            'b' => backing = Some(value),
+            'F' => backing_format = Some(value),
+            'u' => unsafely = true,
+            'c' => compress = true,
+            'p' => shown = true,
+            'q' => quiet = true,
+            '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
+            '\u{2}' => common.image_opts = true,
+            _ => {}
+        }
+    }
+    let [name] = parsed.operands.as_slice() else {
+        return Err(Failure::usage("rebase", "Expecting one image file name"));
+    };
+    if !unsafely && backing.is_none() {
+        return Err(Failure::usage(
+            "rebase",
+            "Must specify backing file (-b) or use unsafe mode (-u)",
+        ));
+    }
+    let access = Access {
+        no_backing: unsafely,
+        ..Access::write()
+    };
+    let top = common.open(name, format.as_deref(), &access)?;
+    if let Some(format) = backing_format.as_deref()
+        && !matches!(format, "qcow2" | "raw")
+    {
+        return Err(Failure::new(format_args!(
+            "Invalid format name: '{format}'"
+        )));
+    }
+    let new_name = backing.filter(|name| !name.is_empty());
+    let cannot_change = |why: &str| {
+        let to = new_name.as_deref().unwrap_or_default();
+        Failure::new(format_args!(
+            "Could not change the backing file to '{to}': {why}"
+        ))
+    };
+    let (filename, total) = (top.filename.clone(), top.storage().len().unwrap_or(0));
+    let Some((mut image, below)) = top.into_image() else {
+        return Err(cannot_change("Operation not supported"));
+    };
+    if unsafely {
+        let names = match (&new_name, &backing_format) {
+            (None, _) => None,
+            (Some(_), None) => return Err(cannot_change("backing format must be specified")),
+            (Some(name), Some(format)) => Some((name.as_bytes(), format.as_bytes())),
+        };
+        image
+            .set_backing_name(names)
+            .map_err(|error| cannot_change(&system::describe(&error)))?;
+    } else {
+        let new = match &new_name {
+            None => None,
+            Some(name) => {
+                let resolved = node::resolve(&filename, name);
+                let opened = node::open(
+                    &resolved,
+                    backing_format.as_deref(),
+                    &Access::read(),
+                    &common.objects,
+                );
+                let opened = opened.map_err(|error| {
+                    let failure = Failure::new(format_args!(
+                        "Could not open new backing file '{name}': {}",
+                        error.text
+                    ));
+                    error.hints.into_iter().fold(failure, Failure::hint)
+                })?;
+                if backing_format.is_none() {
+                    return Err(cannot_change("backing format must be specified"));
+                }
+                let format = backing_format.as_deref().unwrap_or("raw");
+                let file = match &opened.content {
+                    Content::Image(image) if format == "qcow2" => {
+                        BackingFile::image(name.as_bytes(), Arc::clone(image))
+                    }
+                    _ => BackingFile::raw(name.as_bytes(), opened.storage()),
+                };
+                Some((file, opened))
+            }
+        };
+        let progress = Progress::new(console, shown && !quiet, total);
+        let mut options = RebaseOptions::new().monitor(&progress);
+        if compress {
+            options = options.compress(Level::default());
+        }
+        image
+            .rebase(new.as_ref().map(|(file, _)| file), &options)
+            .map_err(|error| match &error {
+                ChainError::Image(error) => cannot_change(&system::describe(error)),
+                error => cannot_change(&error.to_string()),
+            })?;
+        progress.end();
+    }
+    image
+        .close()
+        .map_err(|error| Failure::new(system::describe(&error)))?;
+    drop(below);
+    Ok(ExitCode::SUCCESS)
+}

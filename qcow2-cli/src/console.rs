@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of standard output that wait until somebody flushes, unless a terminal listens.
 const BUFFER: usize = 4096;
@@ -12,11 +12,11 @@ const BUFFER: usize = 4096;
 /// Scripts often read both from one pipe, and know the order from programs whose standard output is kept back until a
 /// buffer is full, where it is no terminal. So is this one; [`flush`](Self::flush) is called where such a program would.
 /// A reader that is gone is no error.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Console {
     /// What the program was called as.
     program: String,
-    kept: Mutex<Vec<u8>>,
+    kept: Arc<Mutex<Vec<u8>>>,
     by_line: bool,
 }
 
@@ -25,7 +25,7 @@ impl Console {
     pub fn new(program: impl Into<String>) -> Self {
         Self {
             program: program.into(),
-            kept: Mutex::default(),
+            kept: Arc::default(),
             by_line: io::stdout().is_terminal(),
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::node::{Access, Node, NodeOptions, OpenError, Opener};
+use crate::node::{self, Access, Node, NodeOptions, OpenError, Opener};
 use crate::words::getopt::{Parsed, Spec};
 use crate::words::system;
 use crate::{Console, Objects, complain};
@@ -123,11 +123,11 @@ impl Common {
         } else {
             opener.name(name, format, access)
         };
-        let node = opened.map_err(|error| cannot_open(name, error))?;
-        if guesses && node.driver == "raw" && !name.starts_with("json:") {
-            warn_of_guess(name);
+        let opened = opened.map_err(|error| cannot_open(name, error))?;
+        if guesses && opened.driver == "raw" && !name.starts_with("json:") {
+            node::warn_of_guess(name);
         }
-        Ok(node)
+        Ok(opened)
     }
 }
 
@@ -155,15 +155,6 @@ impl Common {
             .options(file, access)
             .map_err(|error| cannot_open(name, error))
     }
-}
-
-/// A raw disk whose guest writes an image header to its start would be opened as that image the next time.
-fn warn_of_guess(name: &str) {
-    Console::warn(format_args!(
-        "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
-         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
-         Specify the 'raw' format explicitly to remove the restrictions.\n"
-    ));
 }
 
 /// A disk that can't be opened.

@@ -232,6 +232,12 @@ impl<'a> Facts<'a> {
         text
     }
 
+    /// What only its format has, as lines for people.
+    pub(crate) fn specific_text(&self) -> String {
+        let image = self.image.as_ref();
+        image.map_or(String::new(), |image| image.specific.to_lines(1))
+    }
+
     fn to_text_of_child(&self, path: &str) -> String {
         let mut text = format!(
             "Child node '/{path}':\n    filename: {}\n    protocol type: {}\n    file length: {} ({} bytes)\n",

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use crate::Console;
 
 pub(crate) use args::Failure;
+pub(crate) use info::Facts;
 
 /// A command: gets what comes behind its name.
 type Command = fn(&[String], &Console) -> Result<ExitCode, Failure>;

@@ -60,7 +60,9 @@ impl OpenError {
         let text = match error {
             ImageError::Header(header) => header.to_string(),
             ImageError::Storage(storage) => system::describe(storage),
-            ImageError::NoSnapshot { .. } => "Failed to load snapshot: Can't find snapshot".to_owned(),
+            ImageError::NoSnapshot { .. } => {
+                "Failed to load snapshot: Can't find snapshot".to_owned()
+            }
             other => {
                 let mut text = other.to_string();
                 let mut cause = other.source();

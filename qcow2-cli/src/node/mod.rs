@@ -4,11 +4,14 @@
 //! [`Node`]s from it: a format on top of a protocol, filters where they are asked for, the backing chain below. Each driver is a
 //! file of its own here.
 
+mod cor;
 mod error;
 mod file;
 mod name;
+mod null;
 mod open;
 mod options;
+mod overlay;
 mod qcow2;
 mod raw;
 
@@ -47,6 +50,10 @@ pub struct Access {
     pub check: bool,
     /// Without the keys of encrypted images: for what is known about them.
     pub locked: bool,
+    /// What is read from the backing chain is kept.
+    pub copy_on_read: bool,
+    /// Writes go to an overlay that is gone afterwards.
+    pub temporary_overlay: bool,
     /// A snapshot instead of the present state, for reading.
     pub snapshot: Option<SnapshotKey>,
     /// The backing chain, too, is opened for writing, down to this depth; 0: none of it.
@@ -65,6 +72,8 @@ impl Default for Access {
             unmap: false,
             check: false,
             locked: false,
+            copy_on_read: false,
+            temporary_overlay: false,
             snapshot: None,
             writable_layers: 0,
         }
@@ -145,4 +154,13 @@ impl Node {
             Content::Plain(_) => None,
         }
     }
+}
+
+/// A raw disk whose guest writes an image header to its start would be opened as that image the next time.
+pub(crate) fn warn_of_guess(name: &str) {
+    crate::Console::warn(format_args!(
+        "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+         Specify the 'raw' format explicitly to remove the restrictions.\n"
+    ));
 }

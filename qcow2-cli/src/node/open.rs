@@ -1,8 +1,11 @@
 //! From a description to a tree of nodes.
 
+use std::sync::Arc;
+
 use qcow2_check::chain::MAX_LAYERS;
 
-use super::{Access, Node, NodeOptions, OpenError, file, name, qcow2, raw};
+use super::cor::CopyOnRead;
+use super::{Access, Content, Node, NodeOptions, OpenError, file, name, null, overlay, qcow2, raw};
 use crate::Objects;
 
 /// What the first bytes of a qcow2 image are.
@@ -64,7 +67,19 @@ impl Opener<'_> {
     ///
     /// Why not, in words that don't name the options.
     pub fn options(self, options: NodeOptions, access: &Access) -> Result<Node, OpenError> {
-        self.node(options, access, 1)
+        if access.temporary_overlay {
+            let below = Access {
+                write: false,
+                temporary_overlay: false,
+                ..access.clone()
+            };
+            return overlay::on_top_of(self.node(options, &below, 1)?, access);
+        }
+        let mut node = self.node(options, access, 1)?;
+        if access.copy_on_read {
+            copy_on_read(&mut node);
+        }
+        Ok(node)
     }
 
     /// One node and what is below it; `layer` counts the images of the chain from 1.
@@ -102,6 +117,14 @@ impl Opener<'_> {
         let driver = options.take("driver");
         match driver.as_deref() {
             Some("file" | "host_device") => return file::open(options, &access),
+            Some("null-co") => return null::open("null-co", options, described, &access),
+            Some("null-aio") => return null::open("null-aio", options, described, &access),
+            Some("copy-on-read") => {
+                let (below, _) = options.take_child("file");
+                let mut node = self.node(below, &access, layer)?;
+                copy_on_read(&mut node);
+                return Ok(node);
+            }
             Some("raw" | "qcow2") | None => {}
             Some(other) => return Err(OpenError::new(format!("Unknown driver '{other}'"))),
         }
@@ -116,6 +139,14 @@ impl Opener<'_> {
             return raw::open(options, described, below);
         }
         qcow2::open(self, options, described, below, &access, layer)
+    }
+}
+
+/// Lets a node keep what it reads from its backing chain.
+fn copy_on_read(node: &mut Node) {
+    if let Content::Image(image) = &node.content {
+        let copies = CopyOnRead::new(Arc::clone(image));
+        node.content = Content::Plain(Arc::new(copies));
     }
 }
 

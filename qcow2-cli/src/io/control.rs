@@ -1,0 +1,171 @@
+//! All that is no request: opening, closing, waiting, and ends of all kinds.
+
+use std::thread;
+use std::time::Duration;
+
+use qcow2_io::Storage;
+use rustix::process::{Signal, getpid, kill_process};
+
+use super::session::{Done, Failed, Mode, Session};
+use super::table::Command;
+use super::transfer::number;
+use crate::node::NodeOptions;
+use crate::say;
+use crate::words::getopt::Parsed;
+use crate::words::system;
+
+/// `open`
+pub(super) fn open(session: &mut Session<'_>, command: &Command, parsed: &Parsed) -> Done {
+    let mut mode = Mode::default();
+    mode.format.clone_from(&session.default_format);
+    let mut lists = Vec::new();
+    for (code, value) in &parsed.options {
+        match code {
+            'o' => lists.push(value.as_str()),
+            code => mode.take(*code, value).map_err(|text| {
+                say!(session.console, "{text}");
+                Failed
+            })?,
+        }
+    }
+    let name = match parsed.operands.as_slice() {
+        [] if lists.is_empty() => return command.misused(session),
+        [] => None,
+        [name] => Some(name.as_str()),
+        _ => return command.misused(session),
+    };
+    let mut more = NodeOptions::default();
+    for list in lists {
+        more.extend(NodeOptions::from_list(list));
+    }
+    match name {
+        None => session.open_options(more, None, &mode),
+        Some(name) => session.open_named(name, more, &mode),
+    }
+}
+
+/// `close`
+pub(super) fn close(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    session.wait_for_all();
+    session.close()
+}
+
+/// `reopen`
+pub(super) fn reopen(session: &mut Session<'_>, command: &Command, parsed: &Parsed) -> Done {
+    let (mut read_only, mut cache, mut more) = (None, None, NodeOptions::default());
+    for (code, value) in &parsed.options {
+        match code {
+            'r' | 'w' if read_only.is_some() => {
+                say!(session.console, "Only one -r/-w option can be given");
+                return Err(Failed);
+            }
+            'r' => read_only = Some(true),
+            'w' => read_only = Some(false),
+            'c' => {
+                let mut tried = Mode::default();
+                tried.cache(value).map_err(|_| {
+                    say!(session.console, "Invalid cache option: {value}");
+                    Failed
+                })?;
+                cache = Some(value.clone());
+            }
+            _ => more.extend(NodeOptions::from_list(value)),
+        }
+    }
+    if !parsed.operands.is_empty() {
+        return command.misused(session);
+    }
+    session.reopen(more, |mode| {
+        if let Some(read_only) = read_only {
+            mode.read_only = read_only;
+        }
+        if let Some(cache) = &cache {
+            // It was tried before.
+            let _ = mode.cache(cache);
+        }
+    })
+}
+
+/// `flush`
+pub(super) fn flush(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    if !session.node()?.writable {
+        return Ok(());
+    }
+    session.storage()?.flush().map_err(|error| {
+        say!(
+            session.console,
+            "flush failed: {}",
+            system::describe(&error)
+        );
+        Failed
+    })
+}
+
+/// `aio_flush`
+pub(super) fn aio_flush(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    session.wait_for_all();
+    Ok(())
+}
+
+/// `quit`
+pub(super) fn quit(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    session.is_over = true;
+    Ok(())
+}
+
+/// `sleep`
+pub(super) fn sleep(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    let text = parsed.operands.first().map_or("", String::as_str);
+    let Ok(time) = text.parse::<u64>() else {
+        say!(session.console, "sleep: Invalid argument");
+        return Err(Failed);
+    };
+    session.console.flush();
+    thread::sleep(Duration::from_millis(time));
+    Ok(())
+}
+
+/// `abort`
+pub(super) fn abort(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    session.console.flush();
+    std::process::abort()
+}
+
+/// `sigraise`
+pub(super) fn sigraise(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    let text = parsed.operands.first().map_or("", String::as_str);
+    let wanted = number(session, text)?;
+    let signal = i32::try_from(wanted).ok().and_then(Signal::from_named_raw);
+    let Some(signal) = signal else {
+        say!(session.console, "sigraise: Invalid argument");
+        return Err(Failed);
+    };
+    session.console.flush();
+    kill_process(getpid(), signal).map_err(|_| Failed)
+}
+
+fn no_breaks(session: &Session<'_>, text: &str) -> Done {
+    say!(session.console, "{text}: Operation not supported");
+    Err(Failed)
+}
+
+/// `break`
+pub(super) fn set_break(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    no_breaks(session, "Could not set breakpoint")
+}
+
+/// `remove_break`
+pub(super) fn remove_break(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    let tag = parsed.operands.first().map_or("", String::as_str);
+    no_breaks(session, &format!("Could not remove breakpoint {tag}"))
+}
+
+/// `resume`
+pub(super) fn resume(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    no_breaks(session, "Could not resume request")
+}
+
+/// `wait_break`
+pub(super) fn wait_break(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
+    no_breaks(session, "Could not wait for request")
+}

@@ -1,0 +1,168 @@
+//! The commands: names, what they take, what they are for.
+
+use super::session::{Done, Failed, Session};
+use super::{control, inspect, space, transfer};
+use crate::say;
+use crate::words::getopt::{Parsed, Spec};
+
+/// A command.
+pub(super) struct Command {
+    name: &'static str,
+    alias: &'static str,
+    /// How many operands it takes.
+    least: usize,
+    most: usize,
+    /// Its options, as getopt has them.
+    short: &'static str,
+    usage: &'static str,
+    what: &'static str,
+    /// Whether a disk must be open.
+    needs_disk: bool,
+    run: fn(&mut Session<'_>, &Command, &Parsed) -> Done,
+}
+
+impl Command {
+    /// Says how it is used, after it was not.
+    pub(super) fn misused(&self, session: &Session<'_>) -> Done {
+        say!(session.console, "{}", self.line());
+        Err(Failed)
+    }
+
+    fn line(&self) -> String {
+        let space = if self.usage.is_empty() { "" } else { " " };
+        format!("{}{space}{} -- {}", self.name, self.usage, self.what)
+    }
+
+    /// The command's name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+const ANY: usize = usize::MAX;
+
+macro_rules! command {
+    ($name:literal $alias:literal $least:literal..=$most:expr, $short:literal, $usage:literal, $what:literal, $needs:literal, $run:path) => {
+        Command {
+            name: $name,
+            alias: $alias,
+            least: $least,
+            most: $most,
+            short: $short,
+            usage: $usage,
+            what: $what,
+            needs_disk: $needs,
+            run: $run,
+        }
+    };
+}
+
+/// In the order of their names.
+const COMMANDS: &[Command] = &[
+    command!("abort" "" 0..=0, "", "", "simulate a program crash using abort(3)", false, control::abort),
+    command!("aio_flush" "" 0..=0, "", "", "completes all outstanding aio requests", true, control::aio_flush),
+    command!("aio_read" "" 2..=ANY, "CP:iqrv", "[-Ciqrv] [-P pattern] off len [len..]", "asynchronously reads a number of bytes", true, transfer::aio_read),
+    command!("aio_write" "" 2..=ANY, "CfiP:qruz", "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes", true, transfer::aio_write),
+    command!("alloc" "" 1..=2, "", "offset [count]", "checks if offset is allocated in the file", true, inspect::alloc),
+    command!("break" "" 2..=2, "", "event tag", "sets a breakpoint on event and tags the stopped request as tag", true, control::set_break),
+    command!("close" "c" 0..=0, "", "", "close the current open file", true, control::close),
+    command!("discard" "d" 2..=2, "Cq", "[-Cq] off len", "discards a number of bytes at a specified offset", true, space::discard),
+    command!("flush" "f" 0..=0, "", "", "flush all in-core file state to disk", true, control::flush),
+    command!("help" "?" 0..=1, "", "[command]", "help for one or all commands", false, help),
+    command!("info" "i" 0..=0, "", "", "prints information about the current file", true, inspect::info),
+    command!("length" "l" 0..=0, "", "", "gets the length of the current file", true, inspect::length),
+    command!("map" "" 0..=0, "", "", "prints the allocated areas of a file", true, inspect::map),
+    command!("open" "o" 0..=ANY, "snCro:ki:t:d:U", "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path", false, control::open),
+    command!("quit" "q" 0..=0, "", "", "exit the program", false, control::quit),
+    command!("read" "r" 2..=2, "bCl:pP:qs:vr", "[-abCqrv] [-P pattern [-s off] [-l len]] off len", "reads a number of bytes at a specified offset", true, transfer::read),
+    command!("readv" "" 2..=ANY, "CP:qrv", "[-Cqrv] [-P pattern] off len [len..]", "reads a number of bytes at a specified offset", true, transfer::readv),
+    command!("remove_break" "" 1..=1, "", "tag", "remove a breakpoint by tag", true, control::remove_break),
+    command!("reopen" "" 0..=ANY, "c:o:rw", "[(-r|-w)] [-c cache] [-o options]", "reopens an image with new options", true, control::reopen),
+    command!("resume" "" 1..=1, "", "tag", "resumes the request tagged as tag", true, control::resume),
+    command!("sigraise" "" 1..=1, "", "signal", "raises a signal", false, control::sigraise),
+    command!("sleep" "" 1..=1, "", "", "waits for the given value in milliseconds", false, control::sleep),
+    command!("truncate" "t" 1..=1, "m:", "[-m prealloc_mode] off", "truncates the current file at the given offset", true, space::truncate),
+    command!("wait_break" "" 1..=1, "", "tag", "waits for the suspension of a request", true, control::wait_break),
+    command!("write" "w" 2..=2, "bcCfnpP:qruzs:", "[-bcCfnqruz] [-P pattern | -s source_file] off len", "writes a number of bytes at a specified offset", true, transfer::write),
+    command!("writev" "" 2..=ANY, "CfqP:r", "[-Cfqr] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset", true, transfer::writev),
+];
+
+fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS
+        .iter()
+        .find(|command| command.name == name || (!name.is_empty() && command.alias == name))
+}
+
+/// Carries out a command with the words behind its name.
+pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done {
+    let console = session.console;
+    let Some(command) = find(name) else {
+        say!(console, "command \"{name}\" not found");
+        return Err(Failed);
+    };
+    if command.needs_disk && !session.is_open() {
+        say!(console, "no file open, try 'help open'");
+        return Err(Failed);
+    }
+    let args: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let spec = Spec {
+        short: command.short,
+        long: &[],
+    };
+    // Counted before options are told from operands, as in the reference program.
+    let (least, most) = (command.least, command.most);
+    if args.len() < least || (command.short.is_empty() && args.len() > most) {
+        bad_count(session, command, args.len());
+        return Err(Failed);
+    }
+    let parsed = match spec.parse(&args) {
+        Ok(parsed) => parsed,
+        Err((error, _)) => {
+            say!(console, "{name}: {error}");
+            return command.misused(session);
+        }
+    };
+    let count = parsed.operands.len();
+    if count < least || count > most {
+        return command.misused(session);
+    }
+    (command.run)(session, command, &parsed)
+}
+
+fn bad_count(session: &Session<'_>, command: &Command, found: usize) {
+    let (name, least, most) = (command.name, command.least, command.most);
+    let expected = if most == ANY || !command.short.is_empty() {
+        format!("at least {least}")
+    } else if least == most {
+        format!("{least}")
+    } else {
+        format!("between {least} and {most}")
+    };
+    say!(
+        session.console,
+        "bad argument count {found} to {name}, expected {expected} arguments"
+    );
+}
+
+fn help(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    let console = session.console;
+    match parsed.operands.first() {
+        Some(name) => match find(name) {
+            Some(command) => {
+                say!(console, "{}", command.line());
+                Ok(())
+            }
+            None => {
+                say!(console, "command {name} not found");
+                Err(Failed)
+            }
+        },
+        None => {
+            for command in COMMANDS {
+                say!(console, "{}", command.line());
+            }
+            say!(console, "\nUse 'help commandname' for extended help.");
+            Ok(())
+        }
+    }
+}

@@ -49,6 +49,12 @@ impl Console {
         let _ = io::stderr().write_all(text.to_string().as_bytes());
     }
 
+    /// Says something on standard output at once, for who has no console at hand.
+    pub fn tell(text: fmt::Arguments<'_>) {
+        let mut out = io::stdout().lock();
+        let _ = out.write_fmt(text).and_then(|()| out.flush());
+    }
+
     /// As [`err`](Self::err), for who has no console at hand.
     pub fn warn(text: fmt::Arguments<'_>) {
         let _ = io::stderr().write_all(text.to_string().as_bytes());

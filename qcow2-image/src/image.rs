@@ -12,7 +12,7 @@ use qcow2_cache::Metadata;
 use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::sync::{Mutex, lock};
 use qcow2_format::header::CompressionType;
-use qcow2_format::{EntryRules, Geometry, GuestOffset, Header};
+use qcow2_format::{EntryRules, Geometry, GuestOffset, Header, HostOffset};
 use qcow2_io::{
     Extent, FileIdentity, Limits, MAX_LEN, Op, Operation, Result as StorageResult, Storage,
     StorageError, StorageErrorKind, ZeroFlags,
@@ -28,7 +28,7 @@ use crate::l1::L1Table;
 use crate::mapping::Shape;
 use crate::pack::Packer;
 use crate::stripes::Stripes;
-use crate::{ImageError, ImageOptions, ResizeOptions};
+use crate::{ImageError, ImageOptions, Kinds, ResizeOptions};
 
 /// Clusters that may wait for their release before a request sees to it by itself.
 const WAITING_MAX: u64 = 4096;
@@ -138,6 +138,28 @@ impl Image {
     /// Whether it was found corrupt while it was open, and so takes no more writes.
     pub fn is_poisoned(&self) -> bool {
         self.meta.is_poisoned()
+    }
+
+    /// Which structures lie in the cluster of the file that holds the byte at `offset`, as far as this is known: all of them once the
+    /// image was written to, before that the active tables. For tools that watch what an image does to its file.
+    pub fn kinds_at(&self, offset: u64) -> Kinds {
+        let cluster = self.geometry.host_cluster(HostOffset::new(offset));
+        let known = self.meta.overlap().kinds(cluster);
+        if !known.is_empty() {
+            return known;
+        }
+        let header = self.meta.header();
+        let size = self.geometry.cluster_size();
+        let start = offset - offset % size;
+        let l1 = header.l1_table_offset.get();
+        if (l1..l1.saturating_add(self.l1.len() * 8)).contains(&offset) {
+            return Kinds::ACTIVE_L1;
+        }
+        let tables = (0..self.l1.len()).map(|index| self.l1.get(index).l2_table().get());
+        if start != 0 && tables.into_iter().any(|table| table == start) {
+            return Kinds::ACTIVE_L2;
+        }
+        Kinds::NONE
     }
 
     /// Flushes, writes what lazy refcounts left over, and clears the dirty bit.

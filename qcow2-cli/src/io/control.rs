@@ -144,28 +144,62 @@ pub(super) fn sigraise(session: &mut Session<'_>, _command: &Command, parsed: &P
     kill_process(getpid(), signal).map_err(|_| Failed)
 }
 
-fn no_breaks(session: &Session<'_>, text: &str) -> Done {
-    say!(session.console, "{text}: Operation not supported");
-    Err(Failed)
+/// Asks the fault injector, where there is one.
+fn with_injector(
+    session: &Session<'_>,
+    failure: &str,
+    ask: impl FnOnce(&crate::node::Blkdebug) -> Result<(), &'static str>,
+) -> Done {
+    let injector = session.node()?.injector();
+    let outcome = injector.map_or(Err("Operation not supported"), |injector| ask(injector));
+    outcome.map_err(|text| {
+        say!(session.console, "{failure}: {text}");
+        Failed
+    })
+}
+
+fn word(parsed: &Parsed, index: usize) -> &str {
+    parsed.operands.get(index).map_or("", String::as_str)
 }
 
 /// `break`
-pub(super) fn set_break(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
-    no_breaks(session, "Could not set breakpoint")
+pub(super) fn set_break(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    with_injector(session, "Could not set breakpoint", |injector| {
+        injector.pause(word(parsed, 0), word(parsed, 1));
+        Ok(())
+    })
 }
 
 /// `remove_break`
 pub(super) fn remove_break(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
-    let tag = parsed.operands.first().map_or("", String::as_str);
-    no_breaks(session, &format!("Could not remove breakpoint {tag}"))
+    let tag = word(parsed, 0);
+    with_injector(
+        session,
+        &format!("Could not remove breakpoint {tag}"),
+        |injector| match injector.forget(tag) {
+            true => Ok(()),
+            false => Err("No such file or directory"),
+        },
+    )
 }
 
 /// `resume`
-pub(super) fn resume(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
-    no_breaks(session, "Could not resume request")
+pub(super) fn resume(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    let console = session.console;
+    with_injector(
+        session,
+        "Could not resume request",
+        |injector| match injector.resume(word(parsed, 0), console) {
+            true => Ok(()),
+            false => Err("No such file or directory"),
+        },
+    )
 }
 
 /// `wait_break`
-pub(super) fn wait_break(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
-    no_breaks(session, "Could not wait for request")
+pub(super) fn wait_break(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
+    with_injector(session, "Could not wait for request", |injector| {
+        injector.wait(word(parsed, 0));
+        Ok(())
+    })
 }

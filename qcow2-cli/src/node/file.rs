@@ -35,5 +35,6 @@ pub(super) fn open(mut options: NodeOptions, access: &Access) -> Result<Node, Op
         content: Content::Plain(Arc::new(storage) as Arc<dyn Storage>),
         children: Vec::new(),
         writable: access.write,
+        debug: None,
     })
 }

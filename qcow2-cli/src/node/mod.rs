@@ -4,6 +4,7 @@
 //! [`Node`]s from it: a format on top of a protocol, filters where they are asked for, the backing chain below. Each driver is a
 //! file of its own here.
 
+mod blkdebug;
 mod cor;
 mod error;
 mod file;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use qcow2_image::{Image, SnapshotKey};
 use qcow2_io::Storage;
 
+pub use blkdebug::Blkdebug;
 pub use error::OpenError;
 pub(crate) use name::resolve;
 pub use open::{Opener, open};
@@ -119,6 +121,8 @@ pub struct Node {
     pub children: Vec<(&'static str, Node)>,
     /// Whether writes are allowed.
     pub writable: bool,
+    /// The fault injector, if it is one.
+    pub debug: Option<Arc<Blkdebug>>,
 }
 
 impl Node {
@@ -144,6 +148,14 @@ impl Node {
         children
             .find(|(found, _)| *found == role)
             .map(|(_, node)| node)
+    }
+
+    /// The fault injector in the tree below, the uppermost if there are several.
+    pub fn injector(&self) -> Option<&Arc<Blkdebug>> {
+        let mut children = self.children.iter();
+        self.debug
+            .as_ref()
+            .or_else(|| children.find_map(|(_, node)| node.injector()))
     }
 
     /// The image itself, for what needs it as a whole (amend, commit, close): the node is gone then. `None` where it is no image, or

@@ -19,6 +19,19 @@ pub(super) fn parse(name: &str) -> Result<NodeOptions, OpenError> {
         Some("file") => {
             options.set("file.filename", name.strip_prefix("file:").unwrap_or(name));
         }
+        Some("blkdebug") => {
+            // `blkdebug:CONFIG:FILE`; the rules may be empty, the file may have colons.
+            let rest = name.strip_prefix("blkdebug:").unwrap_or(name);
+            let (config, file) = rest.split_once(':').ok_or_else(|| {
+                OpenError::new("blkdebug requires both config file and image path")
+            })?;
+            options.set("file.driver", "blkdebug");
+            if !config.is_empty() {
+                options.set("file.config", config);
+            }
+            options.set("file.image.driver", "file");
+            options.set("file.image.filename", file);
+        }
         Some(other) => return Err(OpenError::new(format!("Unknown protocol '{other}'"))),
     }
     options.set_default("file.driver", "file");

@@ -49,5 +49,6 @@ pub(super) fn open(
         content: Content::Plain(storage),
         children: Vec::new(),
         writable: access.write,
+        debug: None,
     })
 }

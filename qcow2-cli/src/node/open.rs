@@ -5,7 +5,9 @@ use std::sync::Arc;
 use qcow2_check::chain::MAX_LAYERS;
 
 use super::cor::CopyOnRead;
-use super::{Access, Content, Node, NodeOptions, OpenError, file, name, null, overlay, qcow2, raw};
+use super::{
+    Access, Content, Node, NodeOptions, OpenError, blkdebug, file, name, null, overlay, qcow2, raw,
+};
 use crate::Objects;
 
 /// What the first bytes of a qcow2 image are.
@@ -124,6 +126,21 @@ impl Opener<'_> {
                 let mut node = self.node(below, &access, layer)?;
                 copy_on_read(&mut node);
                 return Ok(node);
+            }
+            Some("blkdebug") => {
+                let (mut below, _) = options.take_child("image");
+                if below.is_empty() {
+                    below = match options.take("x-image") {
+                        Some(name) => name::parse(&name)?,
+                        None => {
+                            return Err(OpenError::new(
+                                "A block device must be specified for \"image\"",
+                            ));
+                        }
+                    };
+                }
+                let below = self.node(below, &access, layer)?;
+                return blkdebug::open(options, described, below);
             }
             Some("raw" | "qcow2") | None => {}
             Some(other) => return Err(OpenError::new(format!("Unknown driver '{other}'"))),

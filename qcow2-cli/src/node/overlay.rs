@@ -34,5 +34,6 @@ pub(super) fn on_top_of(node: Node, access: &Access) -> Result<Node, OpenError> 
         content: Content::Image(Arc::new(image)),
         children: vec![("backing", node)],
         writable: true,
+        debug: None,
     })
 }

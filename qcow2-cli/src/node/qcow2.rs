@@ -58,6 +58,10 @@ pub(super) fn open(
     let image: Image = image
         .open(file.storage())
         .map_err(|error| OpenError::of_image(&error))?;
+    let image = Arc::new(image);
+    if let Some(debug) = &file.debug {
+        debug.holds(&image);
+    }
     let filename = file.filename.clone();
     children.insert(0, ("file", file));
     children.extend(below.map(|node| ("backing", node)));
@@ -65,9 +69,10 @@ pub(super) fn open(
         driver: "qcow2",
         filename,
         options: described,
-        content: Content::Image(Arc::new(image)),
+        content: Content::Image(image),
         children,
         writable: access.write,
+        debug: None,
     })
 }
 

@@ -42,6 +42,7 @@ pub(super) fn open(
         options: described,
         content: Content::Plain(storage),
         writable: file.writable,
+        debug: None,
         children: vec![("file", file)],
     })
 }

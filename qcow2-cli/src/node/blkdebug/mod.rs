@@ -1,0 +1,263 @@
+//! The driver `blkdebug`: faults, limits and pauses on command, for tests.
+//!
+//! What an image does tells itself by where it does it: a write to an L2 table is an `l2_update`. So the engine knows nothing of this; the
+//! node of the image tells, once it is open, what lies where.
+
+mod rules;
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+
+use qcow2_image::{Image, Kinds};
+use qcow2_io::{Extent, Limits, Operation, Result, Storage, StorageError, ZeroFlags};
+
+use self::rules::{IoType, Rules};
+use super::{Content, Node, NodeOptions, OpenError};
+use crate::Console;
+
+/// A storage with faults, limits and pauses.
+#[derive(Debug)]
+pub struct Blkdebug {
+    below: Arc<dyn Storage>,
+    rules: Mutex<Rules>,
+    limits: Limits,
+    /// The image that lies in here, once it is open.
+    image: OnceLock<Weak<Image>>,
+    pauses: Mutex<Pauses>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pauses {
+    /// Events that stop a request, with the tag it gets.
+    wanted: Vec<(String, String)>,
+    /// Tags of requests that stand still.
+    stopped: Vec<String>,
+}
+
+/// Takes the node apart: rules and limits, and what is below.
+pub(super) fn open(
+    mut options: NodeOptions,
+    described: NodeOptions,
+    below: Node,
+) -> std::result::Result<Node, OpenError> {
+    let mut rules = Rules::take_from(&mut options)?;
+    if let Some(path) = options.take("config").filter(|path| !path.is_empty()) {
+        let text = fs::read_to_string(&path).map_err(|error| {
+            OpenError::new(format!(
+                "Could not read blkdebug config file: {}",
+                crate::words::system::describe(&error)
+            ))
+        })?;
+        rules.add_config(&text)?;
+    }
+    let storage = below.storage();
+    let mut limits = storage.limits();
+    if let Some(align) = options.take_size("align")? {
+        if !align.is_power_of_two() || align >= 1 << 31 {
+            return Err(OpenError::new(format!(
+                "Cannot meet constraints with align {align}"
+            )));
+        }
+        limits.alignment = align;
+    }
+    if let Some(max) = options.take_size("max-transfer")?.filter(|max| *max > 0) {
+        limits.max_transfer = max;
+    }
+    for key in [
+        "opt-write-zero",
+        "max-write-zero",
+        "opt-discard",
+        "max-discard",
+    ] {
+        options.take_size(key)?;
+    }
+    if let Some(key) = options.first_key() {
+        return Err(OpenError::new(format!(
+            "Block protocol 'blkdebug' doesn't support the option '{key}'"
+        )));
+    }
+    let debug = Arc::new(Blkdebug {
+        below: storage,
+        rules: Mutex::new(rules),
+        limits,
+        image: OnceLock::new(),
+        pauses: Mutex::default(),
+        changed: Condvar::new(),
+    });
+    Ok(Node {
+        driver: "blkdebug",
+        filename: below.filename.clone(),
+        options: described,
+        content: Content::Plain(Arc::clone(&debug) as Arc<dyn Storage>),
+        writable: below.writable,
+        children: vec![("image", below)],
+        debug: Some(debug),
+    })
+}
+
+impl Blkdebug {
+    /// What lies in here is this image.
+    pub(super) fn holds(&self, image: &Arc<Image>) {
+        let _ = self.image.set(Arc::downgrade(image));
+    }
+
+    /// Lets the next request that is this event stand still, under this tag.
+    pub(crate) fn pause(&self, event: &str, tag: &str) {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        pauses.wanted.push((event.to_owned(), tag.to_owned()));
+    }
+
+    /// Forgets the pauses of a tag, and lets its request go on; whether there was one.
+    pub(crate) fn forget(&self, tag: &str) -> bool {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = pauses.wanted.len() + pauses.stopped.len();
+        pauses.wanted.retain(|(_, known)| known != tag);
+        pauses.stopped.retain(|known| known != tag);
+        self.changed.notify_all();
+        before != pauses.wanted.len() + pauses.stopped.len()
+    }
+
+    /// Lets the request of a tag go on; whether one stood still.
+    pub(crate) fn resume(&self, tag: &str, console: &Console) -> bool {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = pauses.stopped.iter().position(|known| known == tag) else {
+            return false;
+        };
+        pauses.stopped.remove(at);
+        console.out(format_args!("blkdebug: Resuming request '{tag}'\n"));
+        console.flush();
+        self.changed.notify_all();
+        true
+    }
+
+    /// Waits until a request of this tag stands still.
+    pub(crate) fn wait(&self, tag: &str) {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        while !pauses.stopped.iter().any(|known| known == tag) {
+            pauses = self
+                .changed
+                .wait(pauses)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Stands still if that is wanted.
+    fn stop_at(&self, event: &str) {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = pauses.wanted.iter().position(|(known, _)| known == event) else {
+            return;
+        };
+        let (_, tag) = pauses.wanted.remove(at);
+        // Told at once, and by whom it happens to: the console of the commands is not at hand here.
+        Console::tell(format_args!("blkdebug: Suspended request '{tag}'\n"));
+        pauses.stopped.push(tag.clone());
+        self.changed.notify_all();
+        while pauses.stopped.iter().any(|known| *known == tag) {
+            pauses = self
+                .changed
+                .wait(pauses)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What a request is, by what lies there.
+    fn event(&self, offset: u64, writes: bool) -> &'static str {
+        let image = self.image.get().and_then(Weak::upgrade);
+        let kinds = image.map_or(Kinds::NONE, |image| image.kinds_at(offset));
+        let events = [
+            (Kinds::ACTIVE_L2, "l2_load", "l2_update"),
+            (Kinds::ACTIVE_L1, "l1_load", "l1_update"),
+            (
+                Kinds::REFCOUNT_BLOCK,
+                "refblock_load",
+                "refblock_update_part",
+            ),
+            (Kinds::REFCOUNT_TABLE, "reftable_load", "reftable_update"),
+        ];
+        for (kind, reads_as, writes_as) in events {
+            if kinds.intersects(kind) {
+                return if writes { writes_as } else { reads_as };
+            }
+        }
+        if writes { "write_aio" } else { "read_aio" }
+    }
+
+    /// Lets a request happen, or fail.
+    fn pass(&self, kind: IoType, operation: Operation, offset: u64, len: u64) -> Result<()> {
+        let event = match kind {
+            IoType::Read => self.event(offset, false),
+            IoType::Flush => "flush_to_disk",
+            IoType::BlockStatus => "none",
+            _ => self.event(offset, true),
+        };
+        self.stop_at(event);
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        match rules.happen(event, kind, offset, len) {
+            Some(errno) => Err(StorageError::from_io(operation, errno).at(offset, len)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn len_of<T: std::ops::Deref<Target = [u8]>>(bufs: &[T]) -> u64 {
+    bufs.iter().map(|buf| buf.len() as u64).sum()
+}
+
+impl Storage for Blkdebug {
+    fn len(&self) -> Result<u64> {
+        self.below.len()
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        self.pass(IoType::Read, Operation::Read, offset, len_of(bufs))?;
+        self.below.read_vectored_at(bufs, offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+        self.pass(IoType::Write, Operation::Write, offset, len_of(bufs))?;
+        self.below.write_vectored_at(bufs, offset)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        let len = range.end.saturating_sub(range.start);
+        self.pass(
+            IoType::WriteZeroes,
+            Operation::WriteZeroes,
+            range.start,
+            len,
+        )?;
+        self.below.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        let len = range.end.saturating_sub(range.start);
+        self.pass(IoType::Discard, Operation::Discard, range.start, len)?;
+        self.below.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.pass(IoType::Flush, Operation::Flush, 0, 0)?;
+        self.below.flush()
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.below.set_len(len)
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
+        let len = range.end.saturating_sub(range.start);
+        self.pass(IoType::BlockStatus, Operation::Extents, range.start, len)?;
+        self.below.extents(range, max)
+    }
+
+    fn allocated(&self) -> Result<Option<u64>> {
+        self.below.allocated()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use qcow2_image::luks::LuksError;
 use qcow2_image::{AmendError, AmendOptions};
 use qcow2_io::Storage;
 
@@ -238,6 +239,8 @@ fn set<'a>(
     }
     let secret = |id: &str| objects.secret(id).map_err(Failure::new);
     match key {
+        "backing_file" | "backing_fmt" => Err(Failure::new("Cannot amend the backing file")
+            .hint("You can use 'qemu-img rebase' instead.")),
         "encrypt.new-secret" => Ok(options.new_secret(secret(value)?)),
         "encrypt.old-secret" => Ok(options.old_secret(secret(value)?)),
         _ => {
@@ -252,8 +255,45 @@ fn refusal(error: &AmendError) -> Failure {
     Failure::new(match error {
         AmendError::UnknownOption { option } => format!("Invalid parameter '{option}'"),
         AmendError::Value(error) => creation::text_of(error),
-        AmendError::Refused { why, .. } => why.clone(),
+        AmendError::Refused { option, why } => refused_text(option, why),
+        AmendError::Luks(error) => keys_text(error),
         AmendError::Image(error) => system::sentence(error),
         error => system::sentence(error),
     })
+}
+
+fn refused_text(option: &str, why: &str) -> String {
+    match option {
+        "refcount_bits" if why.starts_with("it must be a power of two") => {
+            "Refcount width must be a power of two and may not exceed 64 bits".to_owned()
+        }
+        "refcount_bits" => {
+            "Refcount widths other than 16 bits require compatibility level 1.1 or above \
+             (use compat=1.1 or greater)"
+                .to_owned()
+        }
+        _ => why.to_owned(),
+    }
+}
+
+/// What can go wrong with key slots.
+fn keys_text(error: &LuksError) -> String {
+    let lost = "which will erase all the data in the image irreversibly - refusing operation";
+    match error {
+        LuksError::NoFreeSlot => "Can't add a keyslot - all keyslots are in use".to_owned(),
+        LuksError::SlotActive { slot } => {
+            format!("Refusing to overwrite active keyslot {slot} - please erase it first")
+        }
+        LuksError::LastSlot { slot } => {
+            format!("Attempt to erase the only active keyslot {slot} {lost}")
+        }
+        LuksError::AllSlotsMatch => format!(
+            "All the active keyslots match the (old) password that was given and erasing them {}",
+            lost.trim_start_matches("which ")
+        ),
+        LuksError::NoSlotMatches => {
+            "No keyslots match given (old) password for erase operation".to_owned()
+        }
+        error => system::sentence(error),
+    }
 }

@@ -212,7 +212,7 @@ fn tell(file: &dyn Storage, report: &Report, verb: &str, console: &Console) {
             Code::RefcountLow | Code::RefcountMissing => {
                 refcounts(finding, cluster_size, verb, console)
             }
-            _ => complain!(console, "{verb} {finding}"),
+            _ => complain!(console, "{}", line(finding, verb)),
         }
     }
 }
@@ -396,4 +396,18 @@ impl Outcome {
 #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
 fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole as f64
+}
+
+/// A finding in the words that scripts know.
+fn line(finding: &Finding, verb: &str) -> String {
+    let place = &finding.place;
+    let at = place.host.map_or(0, |range| range.start);
+    let len = place.host.map_or(0, |range| range.end - range.start);
+    match finding.code {
+        Code::ReferencePastEnd => format!(
+            "{verb}: counting reference for region exceeding the end of the file by one cluster or more: \
+             offset {at:#x} size {len:#x}"
+        ),
+        _ => format!("{verb} {finding}"),
+    }
 }

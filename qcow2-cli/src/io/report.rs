@@ -68,10 +68,10 @@ pub(super) fn tell(
         );
         return;
     }
-    say!(console, "{what} {total}/{count} bytes at offset {offset}");
+    // In one piece: others may speak at the same time.
     say!(
         console,
-        "{}, 1 ops; {} ({}/sec and {:.4} ops/sec)",
+        "{what} {total}/{count} bytes at offset {offset}\n{}, 1 ops; {} ({}/sec and {:.4} ops/sec)",
         size(total),
         clock(time, false),
         bytes(rate),

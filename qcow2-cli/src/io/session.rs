@@ -162,6 +162,17 @@ impl<'a> Session<'a> {
         };
         match opener.describe(name, mode.format.as_deref()) {
             Ok(mut options) => {
+                // The name spoke of a node that the options describe further.
+                if more.text("driver").is_some()
+                    && more.text("driver") == options.text("file.driver")
+                {
+                    let plain = options.text("file.image.driver") == Some("file");
+                    let mut inner = more.clone();
+                    options.lift("file");
+                    if plain && inner.take("image.driver").is_some() {
+                        options.take("image.driver");
+                    }
+                }
                 options.extend(more);
                 self.open_options(options, Some(name), mode)
             }

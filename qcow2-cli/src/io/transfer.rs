@@ -146,6 +146,8 @@ struct Disk {
     image: Option<Arc<Image>>,
     writable: bool,
     write_through: bool,
+    /// Zeros are looked for in what is written; `true`: and may be unmapped.
+    detect_zeros: Option<bool>,
 }
 
 impl Disk {
@@ -155,6 +157,11 @@ impl Disk {
             image: session.image(),
             writable: session.node()?.writable,
             write_through: session.mode().writes_through(),
+            detect_zeros: match session.node()?.options.text("detect-zeroes") {
+                Some("on") => Some(false),
+                Some("unmap") => Some(true),
+                _ => None,
+            },
         })
     }
 
@@ -174,6 +181,11 @@ impl Disk {
         Err(StorageError::from_io(operation, Errno::PERM))
     }
 
+    /// Whether what is written reads as zeros, and zeros are looked for.
+    fn finds_zeros(&self, parts: &[Vec<u8>]) -> bool {
+        self.detect_zeros.is_some() && parts.iter().flatten().all(|byte| *byte == 0)
+    }
+
     fn read(&self, parts: &mut [Vec<u8>], offset: u64) -> Result<(), StorageError> {
         self.check(offset, len_of(parts), Operation::Read)?;
         let mut slices: Vec<_> = parts.iter_mut().map(|part| IoSliceMut::new(part)).collect();
@@ -183,6 +195,13 @@ impl Disk {
     fn write(&self, parts: &[Vec<u8>], offset: u64, durable: bool) -> Result<(), StorageError> {
         self.check_writable(Operation::Write)?;
         self.check(offset, len_of(parts), Operation::Write)?;
+        if self.finds_zeros(parts) {
+            let flags = match self.detect_zeros {
+                Some(true) => ZeroFlags::MAY_UNMAP,
+                _ => ZeroFlags::NONE,
+            };
+            return self.zero(offset, len_of(parts), flags, durable);
+        }
         let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
         self.storage.write_vectored_at(&slices, offset)?;
         self.settle(durable)

@@ -28,7 +28,7 @@ impl CopyOnRead {
 
     /// Stores what the image does not have itself of a range.
     fn keep(&self, range: Range<u64>) -> Result<()> {
-        let cluster = self.image.geometry().cluster_size();
+        let cluster = self.unit();
         let end = range.end.next_multiple_of(cluster).min(self.image.len()?);
         let range = range.start - range.start % cluster..end;
         let failed = |error: &qcow2_image::ImageError| {
@@ -49,6 +49,15 @@ impl CopyOnRead {
         Ok(())
     }
 
+    /// What is allocated as a whole: a cluster, or a subcluster where there are such; bytes.
+    fn unit(&self) -> u64 {
+        let geometry = self.image.geometry();
+        match geometry.extended_l2() {
+            true => geometry.cluster_size() / 32,
+            false => geometry.cluster_size(),
+        }
+    }
+
     fn copy(&self, range: Range<u64>) -> Result<()> {
         const PIECE: u64 = 1 << 20;
         let mut at = range.start;
@@ -58,7 +67,7 @@ impl CopyOnRead {
             self.image.read_at(&mut bytes, at)?;
             if bytes.iter().all(|byte| *byte == 0) {
                 self.image
-                    .write_zeroes(at..at + len, ZeroFlags::MAY_UNMAP)?;
+                    .write_zeroes(at..at + len, ZeroFlags::NONE)?;
             } else {
                 self.image.write_at(&bytes, at)?;
             }

@@ -2,7 +2,9 @@
 
 use std::error::Error;
 
+use qcow2_format::HeaderError;
 use qcow2_image::ImageError;
+use qcow2_image::luks::LuksError;
 use qcow2_io::{StorageError, StorageErrorKind};
 use thiserror::Error;
 
@@ -58,7 +60,13 @@ impl OpenError {
     /// An image that is refused.
     pub(super) fn of_image(error: &ImageError) -> Self {
         let text = match error {
-            ImageError::Header(header) => header.to_string(),
+            ImageError::Header(header) => header_text(header),
+            ImageError::MarkedCorrupt => {
+                "qcow2: Image is corrupt; cannot be opened read/write".to_owned()
+            }
+            ImageError::Luks(LuksError::WrongPassphrase) => {
+                "Invalid password, cannot unlock any keyslot".to_owned()
+            }
             ImageError::Storage(storage) => system::describe(storage),
             ImageError::NoSnapshot { .. } => {
                 "Failed to load snapshot: Can't find snapshot".to_owned()
@@ -74,6 +82,27 @@ impl OpenError {
             }
         };
         Self::new(text)
+    }
+}
+
+/// What is wrong with a header.
+fn header_text(error: &HeaderError) -> String {
+    match error {
+        HeaderError::UnknownIncompatible { bits, names } => {
+            // First those that the image names, then the rest as bits.
+            let mut rest = *bits;
+            let mut texts = Vec::new();
+            for name in names {
+                rest &= !(1_u64.checked_shl(name.bit.into()).unwrap_or(0));
+                texts.push(String::from_utf8_lossy(name.name()).into_owned());
+            }
+            if rest != 0 {
+                texts.push(format!("Unknown incompatible feature: {rest:x}"));
+            }
+            format!("Unsupported qcow2 feature(s): {}", texts.join(", "))
+        }
+        HeaderError::CryptoMissing => "Missing CRYPTO header for crypt method 2".to_owned(),
+        other => other.to_string(),
     }
 }
 

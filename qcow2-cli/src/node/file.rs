@@ -1,16 +1,50 @@
 //! The driver `file`: a file or block device of the host.
 
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
 use std::sync::Arc;
 
 use qcow2_io::{FileOptions, LockMode, Storage};
 
 use super::{Access, Content, Node, NodeOptions, OpenError};
 
-pub(super) fn open(mut options: NodeOptions, access: &Access) -> Result<Node, OpenError> {
+/// Refuses what is not of the kind that the driver is for.
+fn check_kind(driver: &str, name: &str) -> Result<(), OpenError> {
+    // What is not there is refused when it is opened.
+    let Ok(kind) = fs::metadata(name).map(|found| found.file_type()) else {
+        return Ok(());
+    };
+    if kind.is_dir() {
+        return Err(OpenError::new(match driver {
+            "file" => format!("'file' driver requires '{name}' to be a regular file"),
+            _ => format!(
+                "'{driver}' driver requires '{name}' to be either a character or block device"
+            ),
+        }));
+    }
+    let is_device = kind.is_block_device() || kind.is_char_device();
+    match driver {
+        "file" if kind.is_char_device() => Err(OpenError::new(format!(
+            "'file' driver requires '{name}' to be a regular file"
+        ))),
+        "file" => Ok(()),
+        _ if is_device => Ok(()),
+        _ => Err(OpenError::new(format!(
+            "'{driver}' driver requires '{name}' to be either a character or block device"
+        ))),
+    }
+}
+
+pub(super) fn open(
+    driver: &'static str,
+    mut options: NodeOptions,
+    access: &Access,
+) -> Result<Node, OpenError> {
     let described = options.clone();
     let name = options
         .take("filename")
         .ok_or_else(|| OpenError::new("A block device must be specified for \"file\""))?;
+    check_kind(driver, &name)?;
     let mut file = FileOptions::new().write(access.write).direct(access.direct);
     if options.take("locking").as_deref() == Some("off") {
         file = file.lock(LockMode::None);
@@ -29,7 +63,7 @@ pub(super) fn open(mut options: NodeOptions, access: &Access) -> Result<Node, Op
         .open(&name)
         .map_err(|error| OpenError::of_file(&name, &error))?;
     Ok(Node {
-        driver: "file",
+        driver,
         filename: name,
         options: described,
         content: Content::Plain(Arc::new(storage) as Arc<dyn Storage>),

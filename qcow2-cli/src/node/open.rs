@@ -79,6 +79,9 @@ impl Opener<'_> {
         }
         let mut node = self.node(options, access, 1)?;
         if access.copy_on_read {
+            if !node.writable {
+                return Err(OpenError::new("Can't use copy-on-read on read-only device"));
+            }
             copy_on_read(&mut node);
         }
         Ok(node)
@@ -104,6 +107,14 @@ impl Opener<'_> {
             access.write = false;
         }
         options.take_switch("auto-read-only")?;
+        // Whoever writes looks for zeros; the description tells.
+        if let Some(mode) = options.take("detect-zeroes")
+            && !matches!(mode.as_str(), "off" | "on" | "unmap")
+        {
+            return Err(OpenError::new(format!(
+                "Parameter 'detect-zeroes' does not accept value '{mode}'"
+            )));
+        }
         if let Some(discard) = options.take("discard") {
             access.unmap = matches!(discard.as_str(), "unmap" | "on");
         }
@@ -117,13 +128,24 @@ impl Opener<'_> {
             access.force_share = share;
         }
         let driver = options.take("driver");
+        // A format's file may be named without saying so.
+        let names_itself = options.contains("filename") && !options.contains("file.filename");
+        if names_itself && matches!(driver.as_deref(), None | Some("qcow2" | "raw")) {
+            let name = options.take("filename").unwrap_or_default();
+            options.set("file.filename", name);
+        }
         match driver.as_deref() {
-            Some("file" | "host_device") => return file::open(options, &access),
+            Some("file") => return file::open("file", options, &access),
+            Some("host_device") => return file::open("host_device", options, &access),
+            Some("host_cdrom") => return file::open("host_cdrom", options, &access),
             Some("null-co") => return null::open("null-co", options, described, &access),
             Some("null-aio") => return null::open("null-aio", options, described, &access),
             Some("copy-on-read") => {
                 let (below, _) = options.take_child("file");
                 let mut node = self.node(below, &access, layer)?;
+                if !node.writable {
+                    return Err(OpenError::new("Block node is read-only"));
+                }
                 copy_on_read(&mut node);
                 return Ok(node);
             }
@@ -138,6 +160,9 @@ impl Opener<'_> {
                             ));
                         }
                     };
+                }
+                if below.text("driver").is_none() {
+                    below.set_default("driver", "file");
                 }
                 let below = self.node(below, &access, layer)?;
                 return blkdebug::open(options, described, below);

@@ -138,6 +138,14 @@ impl NodeOptions {
         (child, is_null)
     }
 
+    /// Moves what describes the child of a role up to be this node's own.
+    pub fn lift(&mut self, role: &str) {
+        let (child, _) = self.take_child(role);
+        for (key, value) in child.0 {
+            self.0.entry(key).or_insert(value);
+        }
+    }
+
     /// The first key that is left.
     pub fn first_key(&self) -> Option<&str> {
         self.0.keys().next().map(String::as_str)

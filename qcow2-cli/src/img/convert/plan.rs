@@ -202,6 +202,8 @@ pub(super) struct Plan {
     pub(super) force_share: bool,
     pub(super) progress: bool,
     pub(super) quiet: bool,
+    offload: bool,
+    sparse_given: bool,
 }
 
 impl Plan {
@@ -269,6 +271,8 @@ impl Plan {
             force_share: false,
             progress: false,
             quiet: false,
+            offload: false,
+            sparse_given: false,
         }
     }
 
@@ -277,6 +281,7 @@ impl Plan {
             'f' => self.source_format = Some(value),
             'l' => self.snapshot = Some(snapshot_key(&value)?),
             'S' => {
+                self.sparse_given = true;
                 let bytes = size::parse(&value).ok();
                 let fits = |bytes: &u64| bytes.is_multiple_of(512) && *bytes <= MAX_SPARSE;
                 self.sparse = bytes.filter(fits).ok_or_else(|| {
@@ -286,6 +291,7 @@ impl Plan {
                     )
                 })?;
             }
+            'C' => self.offload = true,
             'B' => self.backing = Some(value),
             'F' => self.backing_format = Some(value),
             'o' => self.lists.push(args::option_list(value)?),
@@ -323,6 +329,15 @@ impl Plan {
     /// What does not go together.
     fn check(&self) -> Result<(), Failure> {
         let refuse = |text: &str| Err(Failure::new(text));
+        if self.offload && self.sparse_given {
+            return refuse("Cannot enable copy offloading when -S is used");
+        }
+        if self.offload && self.compress.is_some() {
+            return refuse("Cannot enable copy offloading when -c is used");
+        }
+        if self.offload && self.salvage {
+            return refuse("Cannot use copy offloading in salvaging mode");
+        }
         if self.skip_broken && !self.bitmaps {
             return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
         }
@@ -421,7 +436,7 @@ impl Plan {
         }
         if creation.get("backing_file").is_some() && creation.get("backing_fmt").is_none() {
             return Err(Failure::new(
-                "backing file requires explicit backing format",
+                "Use of backing file requires explicit backing format",
             ));
         }
         Ok(creation)

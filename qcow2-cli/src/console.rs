@@ -30,6 +30,15 @@ impl Console {
         }
     }
 
+    /// The same, for a program that goes by another name.
+    #[must_use]
+    pub fn renamed(&self, program: impl Into<String>) -> Self {
+        Self {
+            program: program.into(),
+            ..self.clone()
+        }
+    }
+
     /// What the program was called as, for hints that name it.
     pub fn program(&self) -> &str {
         &self.program

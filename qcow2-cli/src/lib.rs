@@ -20,16 +20,16 @@ pub use console::Console;
 pub use objects::{ObjectError, Objects};
 
 /// Runs the program with a whole command line, the program's name first.
-pub fn run(args: Vec<OsString>) -> ExitCode {
+pub fn run(args: &[OsString]) -> ExitCode {
     let name = args.first().map(Path::new).and_then(Path::file_name);
     let called = args
         .first()
         .map_or("qcow2".into(), |arg| arg.to_string_lossy());
     let console = Console::new(called);
     let code = match name.and_then(|name| name.to_str()) {
-        Some(name) if name.starts_with("qemu-img") => img::main(&args, &console),
-        Some(name) if name.starts_with("qemu-io") => io::main(&args, &console),
-        _ => modern::main(&args, &console),
+        Some(name) if name.starts_with("qemu-img") => img::main(args, &console),
+        Some(name) if name.starts_with("qemu-io") => io::main(args, &console),
+        _ => modern::main(args, &console),
     };
     console.flush();
     code

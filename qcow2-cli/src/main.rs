@@ -5,5 +5,6 @@ use std::env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    qcow2_cli::run(env::args_os().collect())
+    let args: Vec<_> = env::args_os().collect();
+    qcow2_cli::run(&args)
 }

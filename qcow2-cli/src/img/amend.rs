@@ -178,7 +178,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     let name = match parsed.operands.as_slice() {
         [name] => name,
-        [] => return Err(Failure::usage("amend", "Expecting one image file name")),
         _ => return Err(Failure::usage("amend", "Expecting one image file name")),
     };
     let node = common.open(name, format.as_deref(), &Access::write())?;
@@ -257,7 +256,6 @@ fn refusal(error: &AmendError) -> Failure {
         AmendError::Value(error) => creation::text_of(error),
         AmendError::Refused { option, why } => refused_text(option, why),
         AmendError::Luks(error) => keys_text(error),
-        AmendError::Image(error) => system::sentence(error),
         error => system::sentence(error),
     })
 }

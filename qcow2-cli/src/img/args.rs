@@ -66,7 +66,7 @@ impl Failure {
         let program = console.program();
         match &self.see_help_of {
             Some(command) if self.misspelt => {
-                complain!(console, "{program} {command}: {}", self.text)
+                complain!(console, "{program} {command}: {}", self.text);
             }
             _ => complain!(console, "qemu-img: {}", self.text),
         }
@@ -159,10 +159,10 @@ impl Common {
 
 /// A disk that can't be opened.
 pub(crate) fn cannot_open(name: &str, error: OpenError) -> Failure {
-    let mut failure = match error.text.starts_with("Failed to load snapshot") {
-        // The image was opened before its snapshot was asked for.
-        true => Failure::new(&error.text),
-        false => Failure::new(format_args!("Could not open '{name}': {}", error.text)),
+    let mut failure = if error.text.starts_with("Failed to load snapshot") {
+        Failure::new(&error.text)
+    } else {
+        Failure::new(format_args!("Could not open '{name}': {}", error.text))
     };
     failure.hints = error.hints;
     failure

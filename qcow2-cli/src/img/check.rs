@@ -210,7 +210,7 @@ fn tell(file: &dyn Storage, report: &Report, verb: &str, console: &Console) {
                 console,
             ),
             Code::RefcountLow | Code::RefcountMissing => {
-                refcounts(finding, cluster_size, verb, console)
+                refcounts(finding, cluster_size, verb, console);
             }
             _ => complain!(console, "{}", line(finding, verb)),
         }

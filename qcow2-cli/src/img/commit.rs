@@ -108,7 +108,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'r' => {
                 _ = size::parse(&value).map_err(|_| {
                     Failure::new(format_args!("Invalid rate limit specified: '{value}'."))
-                })?
+                })?;
             }
             '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
             '\u{2}' => common.image_opts = true,

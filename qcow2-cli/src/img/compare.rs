@@ -140,7 +140,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         } => {
             let name = match side {
                 Side::First => first_name,
-                _ => second_name,
+                Side::Second => second_name,
             };
             let text = system::describe(source);
             Failure::new(format_args!(
@@ -156,9 +156,14 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             say!(console, "{text}");
         }
     };
-    if outcome.first_len != outcome.second_len
-        && !matches!(outcome.difference, Some(Difference::Size))
-    {
+    // What both have comes first; only then their ends are looked at.
+    let common = outcome.first_len.min(outcome.second_len);
+    let within = match outcome.difference {
+        Some(Difference::Content { offset } | Difference::Allocation { offset }) => offset < common,
+        Some(_) => true,
+        None => false,
+    };
+    if outcome.first_len != outcome.second_len && !within {
         tell("Warning: Image size mismatch!".to_owned());
     }
     let text = match outcome.difference {

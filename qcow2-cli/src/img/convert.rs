@@ -27,13 +27,12 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     plan.check_sources(&sources)?;
     let storages: Vec<_> = sources.iter().map(Node::storage).collect();
     let joined;
-    let source: &dyn Storage = match storages.as_slice() {
-        [one] => &**one,
-        _ => {
-            joined = Concat::new(storages.clone())
-                .map_err(|error| Failure::new(system::describe(&error)))?;
-            &joined
-        }
+    let source: &dyn Storage = if let [one] = storages.as_slice() {
+        &**one
+    } else {
+        joined = Concat::new(storages.clone())
+            .map_err(|error| Failure::new(system::describe(&error)))?;
+        &joined
     };
     let len = source
         .len()

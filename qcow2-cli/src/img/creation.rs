@@ -294,9 +294,10 @@ pub(crate) fn help(format: Format, with_file: bool, console: &Console) {
         format.own().iter().collect()
     };
     lines.sort_by_key(|(name, ..)| *name);
-    match with_file {
-        true => say!(console, "Supported options:"),
-        false => say!(console, "Supported {} options:", format.name()),
+    if with_file {
+        say!(console, "Supported options:");
+    } else {
+        say!(console, "Supported {} options:", format.name());
     }
     for (name, kind, what, _) in lines {
         let kind = match kind {

@@ -1,5 +1,6 @@
 //! `info`: what is known of an image without reading its data.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use qcow2_format::header::{CompressionType, CryptMethod, Version};
@@ -116,9 +117,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     match output {
         Output::Json => {
             let mut answers: Vec<_> = facts.iter().map(Facts::to_value).collect();
-            let answer = match chain {
-                true => Value::List(answers),
-                false => answers.pop().unwrap_or_else(|| Value::object([])),
+            let answer = if chain {
+                Value::List(answers)
+            } else {
+                answers.pop().unwrap_or_else(|| Value::object([]))
             };
             say!(console, "{}", answer.to_json());
         }
@@ -220,7 +222,7 @@ impl<'a> Facts<'a> {
             self.size
         );
         let on_disk = self.on_disk.map_or("unavailable".to_owned(), size::human);
-        text.push_str(&format!("disk size: {on_disk}\n"));
+        _ = writeln!(text, "disk size: {on_disk}");
         if let Some(image) = &self.image {
             text.push_str(&image.to_text());
         }
@@ -247,7 +249,7 @@ impl<'a> Facts<'a> {
             self.size
         );
         let on_disk = self.on_disk.map_or("unavailable".to_owned(), size::human);
-        text.push_str(&format!("    disk size: {on_disk}\n"));
+        _ = writeln!(text, "    disk size: {on_disk}");
         for (role, child) in &self.children {
             text.push_str(&child.to_text_of_child(&format!("{path}/{role}")));
         }
@@ -262,7 +264,7 @@ impl ImageFacts {
         let backing = header.backing_name.as_deref().map(lossy);
         let full_backing = backing
             .as_deref()
-            .map(|name| node::resolve(&node.filename, name));
+            .map(|name| node::resolve(node.path(), name));
         Self {
             cluster_size: header.geometry.cluster_size(),
             encrypted: header.crypt_method != CryptMethod::None,
@@ -302,19 +304,19 @@ impl ImageFacts {
         if self.encrypted {
             text.push_str("encrypted: yes\n");
         }
-        text.push_str(&format!("cluster_size: {}\n", self.cluster_size));
+        _ = writeln!(text, "cluster_size: {}", self.cluster_size);
         if self.dirty {
             text.push_str("cleanly shut down: no\n");
         }
         if let Some(name) = &self.backing {
-            text.push_str(&format!("backing file: {name}"));
+            _ = write!(text, "backing file: {name}");
             match &self.full_backing {
-                Some(full) if full != name => text.push_str(&format!(" (actual path: {full})\n")),
+                Some(full) if full != name => _ = writeln!(text, " (actual path: {full})"),
                 _ => text.push('\n'),
             }
         }
         if let Some(format) = &self.backing_format {
-            text.push_str(&format!("backing file format: {format}\n"));
+            _ = writeln!(text, "backing file format: {format}");
         }
         if !self.snapshots.is_empty() {
             text.push_str("Snapshot list:\n");
@@ -351,7 +353,7 @@ fn specific(image: &Image, node: &Node) -> Value {
     members.push(("compat", if version2 { "0.10" } else { "1.1" }.into()));
     let compression = match header.compression_type {
         CompressionType::Zstd => "zstd",
-        _ => "zlib",
+        CompressionType::Zlib => "zlib",
     };
     members.push(("compression-type", compression.into()));
     members.push(("refcount-bits", header.geometry.refcount_bits().into()));

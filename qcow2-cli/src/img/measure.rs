@@ -150,7 +150,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let node = name
         .map(|name| common.open(name, format.as_deref(), &access))
         .transpose()?;
-    let source = node.as_ref().map(|node| node.storage());
+    let source = node.as_ref().map(super::super::node::Node::storage);
     let len = match (&source, virtual_size) {
         (Some(source), _) => source
             .len()

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use qcow2_image::ImageError;
 use qcow2_image::chain::{BackingFile, ChainError};
 use qcow2_image::rebase::RebaseOptions;
 use qcow2_io::Storage;
@@ -102,6 +103,27 @@ Change the backing file of an image, and keep its disk.
   --object OBJDEF            define an object, such as a secret
   -q, --quiet                say nothing unless something is wrong";
 
+/// What a backing file can be said to be; only images and plain files can be opened.
+const KNOWN_FORMATS: &[&str] = &[
+    "bochs",
+    "cloop",
+    "dmg",
+    "file",
+    "host_cdrom",
+    "host_device",
+    "luks",
+    "nbd",
+    "parallels",
+    "qcow",
+    "qcow2",
+    "qed",
+    "raw",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+];
+
 /// Runs the command.
 pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
     let parsed = args::parse("rebase", &SPEC, words)?;
@@ -141,7 +163,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     };
     let top = common.open(name, format.as_deref(), &access)?;
     if let Some(format) = backing_format.as_deref()
-        && !matches!(format, "qcow2" | "raw")
+        && !KNOWN_FORMATS.contains(&format)
     {
         return Err(Failure::new(format_args!(
             "Invalid format name: '{format}'"
@@ -154,7 +176,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             "Could not change the backing file to '{to}': {why}"
         ))
     };
-    let (filename, total) = (top.filename.clone(), top.storage().len().unwrap_or(0));
+    let (filename, total) = (top.path().to_owned(), top.storage().len().unwrap_or(0));
     let Some((mut image, below)) = top.into_image() else {
         return Err(cannot_change("Operation not supported"));
     };
@@ -206,6 +228,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         image
             .rebase(new.as_ref().map(|(file, _)| file), &options)
             .map_err(|error| match &error {
+                ChainError::Image(ImageError::Unsupported { .. }) if compress => {
+                    Failure::new("Compression not supported for this file format")
+                }
                 ChainError::Image(error) => cannot_change(&system::describe(error)),
                 error => cannot_change(&error.to_string()),
             })?;

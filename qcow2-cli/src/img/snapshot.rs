@@ -1,5 +1,6 @@
 //! `snapshot`: the states that an image keeps inside.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -173,15 +174,16 @@ pub(super) fn table(snapshots: &[SnapshotInfo]) -> String {
         let icount = one
             .icount
             .map_or("--".to_owned(), |count| count.to_string());
-        text.push_str(&format!(
-            "{:<7} {:<16} {:>8} {:>20} {:>13} {:>10}\n",
+        _ = writeln!(
+            text,
+            "{:<7} {:<16} {:>8} {:>20} {:>13} {:>10}",
             String::from_utf8_lossy(&one.id),
             String::from_utf8_lossy(&one.name),
             size::human(one.vm_state_size),
             system::local_time(one.date),
             clock,
             icount
-        ));
+        );
     }
     text
 }

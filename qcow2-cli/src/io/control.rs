@@ -102,12 +102,14 @@ pub(super) fn flush(session: &mut Session<'_>, _command: &Command, _parsed: &Par
 }
 
 /// `aio_flush`
+#[expect(clippy::unnecessary_wraps, reason = "as all commands are")]
 pub(super) fn aio_flush(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
     session.wait_for_all();
     Ok(())
 }
 
 /// `quit`
+#[expect(clippy::unnecessary_wraps, reason = "as all commands are")]
 pub(super) fn quit(session: &mut Session<'_>, _command: &Command, _parsed: &Parsed) -> Done {
     session.is_over = true;
     Ok(())
@@ -176,9 +178,12 @@ pub(super) fn remove_break(session: &mut Session<'_>, _command: &Command, parsed
     with_injector(
         session,
         &format!("Could not remove breakpoint {tag}"),
-        |injector| match injector.forget(tag) {
-            true => Ok(()),
-            false => Err("No such file or directory"),
+        |injector| {
+            if injector.forget(tag) {
+                Ok(())
+            } else {
+                Err("No such file or directory")
+            }
         },
     )
 }
@@ -186,14 +191,13 @@ pub(super) fn remove_break(session: &mut Session<'_>, _command: &Command, parsed
 /// `resume`
 pub(super) fn resume(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
     let console = session.console;
-    with_injector(
-        session,
-        "Could not resume request",
-        |injector| match injector.resume(word(parsed, 0), console) {
-            true => Ok(()),
-            false => Err("No such file or directory"),
-        },
-    )
+    with_injector(session, "Could not resume request", |injector| {
+        if injector.resume(word(parsed, 0), console) {
+            Ok(())
+        } else {
+            Err("No such file or directory")
+        }
+    })
 }
 
 /// `wait_break`

@@ -1,5 +1,6 @@
 //! What became of a request, in the words of the reference program.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::{Console, say};
@@ -100,7 +101,7 @@ pub(super) fn dump(console: &Console, offset: u64, bytes: &[u8]) {
     for (line, chunk) in (0_u64..).zip(bytes.chunks(16)) {
         let mut text = format!("{:08x}:  ", offset.wrapping_add(line * 16));
         for byte in chunk {
-            text.push_str(&format!("{byte:02x} "));
+            _ = write!(text, "{byte:02x} ");
         }
         text.push(' ');
         for byte in chunk {

@@ -173,6 +173,15 @@ impl<'a> Session<'a> {
                         options.take("image.driver");
                     }
                 }
+                // A fault injector in front of what the name stands for.
+                if more.text("driver") == Some("blkdebug")
+                    && options.text("file.driver") == Some("file")
+                    && let Some(file) = options.take("file.filename")
+                {
+                    options.take("file.driver");
+                    options.take("driver");
+                    options.set("image.filename", file);
+                }
                 options.extend(more);
                 self.open_options(options, Some(name), mode)
             }

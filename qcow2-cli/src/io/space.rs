@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qcow2_image::{ImageError, ResizeOptions};
-use qcow2_io::{Operation, Storage};
+use qcow2_io::{Operation, Storage, StorageErrorKind};
 
 use super::report::{self, Style};
 use super::session::{Done, Failed, Session};
@@ -37,9 +37,11 @@ pub(super) fn discard(session: &mut Session<'_>, _command: &Command, parsed: &Pa
     } else if !session.mode().unmaps() {
         Ok(())
     } else {
-        storage
-            .discard(offset..offset + len)
-            .map_err(|error| system::describe(&error))
+        match storage.discard(offset..offset + len) {
+            // A discard is a hint: who can't follow it may leave things as they are.
+            Err(error) if error.kind() == StorageErrorKind::Unsupported => Ok(()),
+            outcome => outcome.map_err(|error| system::describe(&error)),
+        }
     };
     if let Err(text) = outcome {
         say!(session.console, "discard failed: {text}");

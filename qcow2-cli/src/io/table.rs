@@ -2,8 +2,8 @@
 
 use super::session::{Done, Failed, Session};
 use super::{control, inspect, space, transfer};
-use crate::say;
 use crate::words::getopt::{Parsed, Spec};
+use crate::{complain, say};
 
 /// A command.
 pub(super) struct Command {
@@ -18,6 +18,8 @@ pub(super) struct Command {
     what: &'static str,
     /// Whether a disk must be open.
     needs_disk: bool,
+    /// Whether the disk must be open for writing.
+    writes: bool,
     run: fn(&mut Session<'_>, &Command, &Parsed) -> Done,
 }
 
@@ -52,6 +54,10 @@ macro_rules! command {
             usage: $usage,
             what: $what,
             needs_disk: $needs,
+            writes: matches!(
+                $name.as_bytes(),
+                [b'w', b'r', ..] | b"aio_write" | b"discard" | b"truncate"
+            ),
             run: $run,
         }
     };
@@ -126,6 +132,10 @@ pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done
     if count < least || count > most {
         return command.misused(session);
     }
+    if command.writes && !session.node()?.writable {
+        complain!(console, "qemu-io: Block node is read-only");
+        return Err(Failed);
+    }
     (command.run)(session, command, &parsed)
 }
 
@@ -146,23 +156,19 @@ fn bad_count(session: &Session<'_>, command: &Command, found: usize) {
 
 fn help(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
     let console = session.console;
-    match parsed.operands.first() {
-        Some(name) => match find(name) {
-            Some(command) => {
-                say!(console, "{}", command.line());
-                Ok(())
-            }
-            None => {
-                say!(console, "command {name} not found");
-                Err(Failed)
-            }
-        },
-        None => {
-            for command in COMMANDS {
-                say!(console, "{}", command.line());
-            }
-            say!(console, "\nUse 'help commandname' for extended help.");
+    if let Some(name) = parsed.operands.first() {
+        if let Some(command) = find(name) {
+            say!(console, "{}", command.line());
             Ok(())
+        } else {
+            say!(console, "command {name} not found");
+            Err(Failed)
         }
+    } else {
+        for command in COMMANDS {
+            say!(console, "{}", command.line());
+        }
+        say!(console, "\nUse 'help commandname' for extended help.");
+        Ok(())
     }
 }

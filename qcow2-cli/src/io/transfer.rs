@@ -560,18 +560,20 @@ pub(super) fn aio_write(session: &mut Session<'_>, command: &Command, parsed: &P
     }
     let (offset, lens) = extent(session, parsed)?;
     let zero_len = lens.first().copied().unwrap_or(0);
-    let parts = match switches.zeros {
-        true => Vec::new(),
-        false => buffers(session, &lens, switches.pattern.unwrap_or(WRITE_FILL))?,
+    let parts = if switches.zeros {
+        Vec::new()
+    } else {
+        buffers(session, &lens, switches.pattern.unwrap_or(WRITE_FILL))?
     };
     let disk = Disk::of(session)?;
     let console = session.console.clone();
     let name = command.name();
     session.begin(move || {
         let began = Instant::now();
-        let outcome = match switches.zeros {
-            true => disk.zero(offset, zero_len, zero_flags(&switches), switches.durable),
-            false => disk.write(&parts, offset, switches.durable),
+        let outcome = if switches.zeros {
+            disk.zero(offset, zero_len, zero_flags(&switches), switches.durable)
+        } else {
+            disk.write(&parts, offset, switches.durable)
         };
         if let Err(error) = outcome {
             say!(console, "{name} failed: {}", system::describe(&error));

@@ -52,9 +52,10 @@ impl CopyOnRead {
     /// What is allocated as a whole: a cluster, or a subcluster where there are such; bytes.
     fn unit(&self) -> u64 {
         let geometry = self.image.geometry();
-        match geometry.extended_l2() {
-            true => geometry.cluster_size() / 32,
-            false => geometry.cluster_size(),
+        if geometry.extended_l2() {
+            geometry.cluster_size() / 32
+        } else {
+            geometry.cluster_size()
         }
     }
 
@@ -65,9 +66,9 @@ impl CopyOnRead {
             let len = (range.end - at).min(PIECE);
             let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
             self.image.read_at(&mut bytes, at)?;
-            if bytes.iter().all(|byte| *byte == 0) {
-                self.image
-                    .write_zeroes(at..at + len, ZeroFlags::NONE)?;
+            let over_something = self.image.header().backing_name.is_some();
+            if over_something && bytes.iter().all(|byte| *byte == 0) {
+                self.image.write_zeroes(at..at + len, ZeroFlags::NONE)?;
             } else {
                 self.image.write_at(&bytes, at)?;
             }

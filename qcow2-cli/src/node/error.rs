@@ -64,7 +64,7 @@ impl OpenError {
             ImageError::MarkedCorrupt => {
                 "qcow2: Image is corrupt; cannot be opened read/write".to_owned()
             }
-            ImageError::Luks(LuksError::WrongPassphrase) => {
+            ImageError::Luks(LuksError::WrongPassphrase | LuksError::NoActiveSlot) => {
                 "Invalid password, cannot unlock any keyslot".to_owned()
             }
             ImageError::Storage(storage) => system::describe(storage),
@@ -101,6 +101,7 @@ fn header_text(error: &HeaderError) -> String {
             }
             format!("Unsupported qcow2 feature(s): {}", texts.join(", "))
         }
+        HeaderError::VirtualSize { .. } => "Image is too big".to_owned(),
         HeaderError::CryptoMissing => "Missing CRYPTO header for crypt method 2".to_owned(),
         other => other.to_string(),
     }

@@ -4,16 +4,21 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::sync::Arc;
 
-use qcow2_io::{FileOptions, LockMode, Storage};
+use qcow2_io::{FileOptions, LockMode, Memory, Storage};
 
 use super::{Access, Content, Node, NodeOptions, OpenError};
 
 /// Refuses what is not of the kind that the driver is for.
-fn check_kind(driver: &str, name: &str) -> Result<(), OpenError> {
+fn check_kind(driver: &str, name: &str, write: bool) -> Result<(), OpenError> {
     // What is not there is refused when it is opened.
     let Ok(kind) = fs::metadata(name).map(|found| found.file_type()) else {
         return Ok(());
     };
+    if kind.is_dir() && write {
+        return Err(OpenError::new(format!(
+            "Could not open '{name}': Is a directory"
+        )));
+    }
     if kind.is_dir() {
         return Err(OpenError::new(match driver {
             "file" => format!("'file' driver requires '{name}' to be a regular file"),
@@ -44,7 +49,10 @@ pub(super) fn open(
     let name = options
         .take("filename")
         .ok_or_else(|| OpenError::new("A block device must be specified for \"file\""))?;
-    check_kind(driver, &name)?;
+    check_kind(driver, &name, access.write)?;
+    if fs::metadata(&name).is_ok_and(|found| found.file_type().is_char_device()) {
+        return Ok(empty_device(driver, name, described, access));
+    }
     let mut file = FileOptions::new().write(access.write).direct(access.direct);
     if options.take("locking").as_deref() == Some("off") {
         file = file.lock(LockMode::None);
@@ -71,4 +79,22 @@ pub(super) fn open(
         writable: access.write,
         debug: None,
     })
+}
+
+/// A character device has no bytes of its own.
+fn empty_device(
+    driver: &'static str,
+    name: String,
+    described: NodeOptions,
+    access: &Access,
+) -> Node {
+    Node {
+        driver,
+        filename: name,
+        options: described,
+        content: Content::Plain(Arc::new(Memory::new())),
+        children: Vec::new(),
+        writable: access.write,
+        debug: None,
+    }
 }

@@ -33,6 +33,7 @@ pub use options::{NodeOptions, Value};
     clippy::struct_excessive_bools,
     reason = "each is an option of its own"
 )]
+#[derive(Default)]
 pub struct Access {
     /// For reading and writing.
     pub write: bool,
@@ -60,26 +61,6 @@ pub struct Access {
     pub snapshot: Option<SnapshotKey>,
     /// The backing chain, too, is opened for writing, down to this depth; 0: none of it.
     pub writable_layers: usize,
-}
-
-impl Default for Access {
-    fn default() -> Self {
-        Self {
-            write: false,
-            force_share: false,
-            direct: false,
-            no_flush: false,
-            write_through: false,
-            no_backing: false,
-            unmap: false,
-            check: false,
-            locked: false,
-            copy_on_read: false,
-            temporary_overlay: false,
-            snapshot: None,
-            writable_layers: 0,
-        }
-    }
 }
 
 impl Access {
@@ -140,6 +121,11 @@ impl Node {
             Content::Image(image) => Some(image),
             Content::Plain(_) => None,
         }
+    }
+
+    /// The name of the file that it lies in: names in it are meant from that file's directory.
+    pub fn path(&self) -> &str {
+        self.child("file").map_or(&self.filename, Node::path)
     }
 
     /// The node in this role below.

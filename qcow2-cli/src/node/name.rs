@@ -17,7 +17,12 @@ pub(super) fn parse(name: &str) -> Result<NodeOptions, OpenError> {
     match protocol(name) {
         None => options.set("file.filename", name),
         Some("file") => {
-            options.set("file.filename", name.strip_prefix("file:").unwrap_or(name));
+            let path = name.strip_prefix("file:").unwrap_or(name);
+            match protocol(path) {
+                // So that it is not taken for one when it is seen again.
+                Some(_) => options.set("file.filename", format!("./{path}")),
+                None => options.set("file.filename", path),
+            }
         }
         Some("blkdebug") => {
             // `blkdebug:CONFIG:FILE`; the rules may be empty, the file may have colons.

@@ -30,17 +30,14 @@ pub(super) fn open(
     } else {
         Arc::new(Null::new())
     };
-    let storage = match zeros {
-        true => {
-            let memory = empty;
-            memory
-                .set_len(size)
-                .map_err(|error| OpenError::new(error.to_string()))?;
-            memory
-        }
-        false => {
-            Arc::new(Slice::new(empty, 0, size).map_err(|error| OpenError::new(error.to_string()))?)
-        }
+    let storage = if zeros {
+        let memory = empty;
+        memory
+            .set_len(size)
+            .map_err(|error| OpenError::new(error.to_string()))?;
+        memory
+    } else {
+        Arc::new(Slice::new(empty, 0, size).map_err(|error| OpenError::new(error.to_string()))?)
     };
     Ok(Node {
         driver,

@@ -138,6 +138,45 @@ impl NodeOptions {
         (child, is_null)
     }
 
+    /// As a `json:` name.
+    pub fn to_name(&self) -> String {
+        let mut root = serde_json::Map::new();
+        for (key, value) in &self.0 {
+            let mut keys: Vec<&str> = key.split('.').collect();
+            let Some(last) = keys.pop() else { continue };
+            let mut at = &mut root;
+            for key in keys {
+                let inner = at
+                    .entry(key)
+                    .or_insert_with(|| serde_json::Value::Object(serde_json::Map::new()));
+                if !inner.is_object() {
+                    *inner = serde_json::Value::Object(serde_json::Map::new());
+                }
+                let serde_json::Value::Object(inner) = inner else {
+                    return String::new();
+                };
+                at = inner;
+            }
+            let value = match value {
+                Value::Text(text) => serde_json::Value::String(text.clone()),
+                Value::Null => serde_json::Value::Null,
+            };
+            at.insert(last.to_owned(), value);
+        }
+        format!("json:{}", serde_json::Value::Object(root))
+    }
+
+    /// Whether a plain file name would not say it all.
+    pub fn says_more_than_a_name(&self) -> bool {
+        self.0.keys().any(|key| {
+            key.starts_with("encrypt.")
+                || key.starts_with("data-file.")
+                || matches!(key.as_str(), "offset" | "size")
+        }) || self
+            .text("file.driver")
+            .is_some_and(|driver| driver != "file")
+    }
+
     /// Moves what describes the child of a role up to be this node's own.
     pub fn lift(&mut self, role: &str) {
         let (child, _) = self.take_child(role);

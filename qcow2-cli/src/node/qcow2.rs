@@ -25,9 +25,8 @@ pub(super) fn open(
         .read_only(!access.write)
         .discard(access.unmap)
         .locked(access.locked);
-    match secret(opener, &mut options, &header, access)? {
-        Some(secret) => image = image.secret(secret),
-        None => {}
+    if let Some(secret) = secret(opener, &mut options, &header, access)? {
+        image = image.secret(secret);
     }
     if let Some(key) = options.first_key() {
         return Err(OpenError::new(format!(
@@ -44,9 +43,10 @@ pub(super) fn open(
         image = image.data_file(data.storage());
         children.push(("data-file", data));
     }
-    let below = match no_backing || access.no_backing {
-        true => None,
-        false => open_backing(opener, backing, &header, &file, access, layer)?,
+    let below = if no_backing || access.no_backing {
+        None
+    } else {
+        open_backing(opener, backing, &header, &file, access, layer)?
     };
     image = match &below {
         None => image.no_backing(),
@@ -62,7 +62,13 @@ pub(super) fn open(
     if let Some(debug) = &file.debug {
         debug.holds(&image);
     }
-    let filename = file.filename.clone();
+    let filename = if described.says_more_than_a_name() {
+        let mut full = described.clone();
+        full.set_default("driver", "qcow2");
+        full.to_name()
+    } else {
+        file.filename.clone()
+    };
     children.insert(0, ("file", file));
     children.extend(below.map(|node| ("backing", node)));
     Ok(Node {
@@ -178,11 +184,12 @@ fn secret(
     let id = options.take("encrypt.key-secret");
     let expected = match header.crypt_method {
         CryptMethod::None => {
-            return match format.is_some() || id.is_some() {
-                true => Err(OpenError::new(
+            return if format.is_some() {
+                Err(OpenError::new(
                     "No encryption in image header, but options specified",
-                )),
-                false => Ok(None),
+                ))
+            } else {
+                Ok(None)
             };
         }
         CryptMethod::Aes => "aes",
@@ -234,9 +241,8 @@ fn open_backing(
             let named = String::from_utf8_lossy(named);
             name::parse(&name::resolve(&file.filename, &named))?
         }
-        Some(_) => NodeOptions::default(),
         None if options.is_empty() => return Ok(None),
-        None => NodeOptions::default(),
+        _ => NodeOptions::default(),
     };
     if let Some(format) = header.backing_format() {
         described.set("driver", String::from_utf8_lossy(format));

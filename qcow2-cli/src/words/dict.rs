@@ -95,12 +95,11 @@ impl Value {
 
     fn write_json(&self, text: &mut String, indent: Option<usize>) {
         let inner = indent.map(|indent| indent + 1);
-        let line = |text: &mut String, indent: Option<usize>| match indent {
-            Some(indent) => {
+        let line = |text: &mut String, indent: Option<usize>| {
+            if let Some(indent) = indent {
                 text.push('\n');
                 text.extend(std::iter::repeat_n("    ", indent));
             }
-            None => {}
         };
         let comma = if indent.is_some() { "," } else { ", " };
         match self {

@@ -1,5 +1,7 @@
 //! Options as `getopt_long` finds them: they may follow operands, may be glued to their values, and long ones may be cut short.
 
+use std::fmt::Write as _;
+
 use thiserror::Error;
 
 /// A long option.
@@ -50,13 +52,20 @@ pub enum GetoptError {
     #[error("option '--{0}' doesn't allow an argument")]
     NeedlessValue(&'static str),
     /// The start of several long options.
-    #[error("option '{word}' is ambiguous; possibilities:{}", possible.iter().map(|name| format!(" '--{name}'")).collect::<String>())]
+    #[error("option '{word}' is ambiguous; possibilities:{}", list(possible))]
     Ambiguous {
         /// As it was given.
         word: String,
         /// What it could be.
         possible: Vec<&'static str>,
     },
+}
+
+fn list(names: &[&str]) -> String {
+    names.iter().fold(String::new(), |mut text, name| {
+        _ = write!(text, " '--{name}'");
+        text
+    })
 }
 
 impl Spec {

@@ -52,7 +52,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn skip_blanks(&mut self) {
-        while self.chars.next_if(|c| c.is_ascii_whitespace()).is_some() {}
+        while self.chars.next_if(char::is_ascii_whitespace).is_some() {}
     }
 
     fn next(&mut self) -> Result<char, JsonError> {

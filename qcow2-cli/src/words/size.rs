@@ -114,12 +114,13 @@ fn three_digits(value: f64) -> String {
         _ => 3,
     };
     let number = format!("{value:.decimals$}");
-    match number.contains('.') {
-        true => number
+    if number.contains('.') {
+        number
             .trim_end_matches('0')
             .trim_end_matches('.')
-            .to_owned(),
-        false => number,
+            .to_owned()
+    } else {
+        number
     }
 }
 

@@ -155,7 +155,7 @@ impl Blkdebug {
         Console::tell(format_args!("blkdebug: Suspended request '{tag}'\n"));
         pauses.stopped.push(tag.clone());
         self.changed.notify_all();
-        while pauses.stopped.iter().any(|known| *known == tag) {
+        while pauses.stopped.contains(&tag) {
             pauses = self
                 .changed
                 .wait(pauses)

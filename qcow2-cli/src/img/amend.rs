@@ -176,9 +176,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         help(format, console)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let name = match parsed.operands.as_slice() {
-        [name] => name,
-        _ => return Err(Failure::usage("amend", "Expecting one image file name")),
+    let [name] = parsed.operands.as_slice() else {
+        return Err(Failure::usage("amend", "Expecting one image file name"));
     };
     let node = common.open(name, format.as_deref(), &Access::write())?;
     if wants_help {

@@ -189,13 +189,14 @@ pub(crate) enum Output {
 
 impl Output {
     /// What `--output` names.
-    pub(crate) fn from_name(name: &str) -> Result<Self, Failure> {
+    pub(crate) fn from_name(command: &str, name: &str) -> Result<Self, Failure> {
         match name {
             "human" => Ok(Self::Human),
             "json" => Ok(Self::Json),
-            other => Err(Failure::new(format_args!(
-                "--output expects 'human' or 'json' not '{other}'"
-            ))),
+            other => Err(Failure::usage(
+                command,
+                format_args!("--output expects 'human' or 'json' not '{other}'"),
+            )),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! `check`: is an image consistent, and mend it.
 
+mod words;
+
 use std::process::ExitCode;
 
-use qcow2_check::repair::{self, Level, RepairOptions};
+use qcow2_check::repair::{self, Level, Plan, RepairOptions};
 use qcow2_check::{Code, Counts, Finding, Options, Report, check};
 use qcow2_io::Storage;
 
@@ -114,7 +116,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                     }
                 });
             }
-            '\u{1}' => output = Output::from_name(&value)?,
+            '\u{1}' => output = Output::from_name("check", &value)?,
             '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
             '\u{3}' => common.image_opts = true,
             _ => {}
@@ -132,10 +134,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     if node.image().is_none() {
         return Err(Failure::new("This image format does not support checks").code(NO_CHECKER));
     }
-    // What people are told on the way is not for programs, and not for the quiet.
+    // What is done on the way is not told to programs, and not to the quiet.
     let listener = (output == Output::Human && !quiet).then_some(console);
     let (report, fixed) = match level {
-        None => (inspect(&*file_of(&node), listener), None),
+        None => (inspect(&*file_of(&node), console), None),
         Some(level) => mend(
             &common,
             node,
@@ -179,42 +181,39 @@ fn file_of(node: &Node) -> std::sync::Arc<dyn Storage> {
 }
 
 /// Checks, and tells what is found.
-fn inspect(file: &dyn Storage, console: Option<&Console>) -> Report {
+fn inspect(file: &dyn Storage, console: &Console) -> Report {
     let report = check(file, &Options::default());
-    if let Some(console) = console {
-        tell(file, &report, "ERROR", console);
-    }
+    tell(file, &report, console);
     report
 }
 
 /// Tells of the findings that the reference program has an eye for: structures first, then counts, then flags.
-fn tell(file: &dyn Storage, report: &Report, verb: &str, console: &Console) {
-    let cluster_size = cluster_size(file);
-    let phase = |code| match code {
-        Code::Leak | Code::RefcountLow | Code::RefcountMissing => 1,
-        Code::CopiedWrong => 2,
-        _ => 0,
-    };
-    let mut findings: Vec<&Finding> = report
+fn tell(file: &dyn Storage, report: &Report, console: &Console) {
+    for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
+        complain!(console, "{}", line(finding));
+    }
+    for finding in counted(report, is_count) {
+        let verb = match finding.code {
+            Code::Leak => "Leaked",
+            _ => "ERROR",
+        };
+        refcounts(finding, cluster_size(file), verb, console);
+    }
+    for finding in counted(report, |code| code == Code::CopiedWrong) {
+        complain!(console, "ERROR {}", words::of_flag(file, file, finding));
+    }
+}
+
+/// Whether it is about a refcount.
+fn is_count(code: Code) -> bool {
+    matches!(code, Code::Leak | Code::RefcountLow | Code::RefcountMissing)
+}
+
+fn counted(report: &Report, wanted: impl Fn(Code) -> bool) -> impl Iterator<Item = &Finding> {
+    report
         .findings
         .iter()
-        .filter(|finding| finding.code.counted_by_qemu())
-        .collect();
-    findings.sort_by_key(|finding| phase(finding.code));
-    for finding in findings {
-        match finding.code {
-            Code::Leak => refcounts(
-                finding,
-                cluster_size,
-                if verb == "ERROR" { "Leaked" } else { verb },
-                console,
-            ),
-            Code::RefcountLow | Code::RefcountMissing => {
-                refcounts(finding, cluster_size, verb, console);
-            }
-            _ => complain!(console, "{}", line(finding, verb)),
-        }
-    }
+        .filter(move |finding| finding.code.counted_by_qemu() && wanted(finding.code))
 }
 
 fn cluster_size(file: &dyn Storage) -> u64 {
@@ -245,6 +244,41 @@ fn refcounts(finding: &Finding, cluster_size: u64, verb: &str, console: &Console
             "{verb} cluster {cluster} refcount={refcount} reference={references}"
         );
     }
+}
+
+/// Tells what is found and what is done about it; gives the number of flags that come right by themselves.
+fn tell_of_repair(file: &dyn Storage, plan: &Plan<'_>, rebuilds: bool, console: &Console) -> u64 {
+    let report = plan.before();
+    for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
+        complain!(console, "{}", line(finding));
+    }
+    for finding in counted(report, is_count) {
+        let verb = match finding.code {
+            Code::Leak => "Leaked",
+            _ => "ERROR",
+        };
+        refcounts(finding, cluster_size(file), verb, console);
+    }
+    if rebuilds {
+        complain!(console, "Rebuilding refcount structure");
+    } else {
+        for finding in counted(report, is_count) {
+            refcounts(finding, cluster_size(file), "Repairing", console);
+        }
+    }
+    let mut by_themselves = 0;
+    for finding in counted(report, |code| code == Code::CopiedWrong) {
+        if words::flag_changes(file, plan.preview(), finding) {
+            complain!(
+                console,
+                "Repairing {}",
+                words::of_flag(file, plan.preview(), finding)
+            );
+        } else {
+            by_themselves += finding.count;
+        }
+    }
+    by_themselves
 }
 
 /// Mends what can be mended; gives the report of a second look, and how much was mended.
@@ -282,30 +316,25 @@ fn mend(
     let before = plan.before().counts;
     let after = plan.after().counts;
     if plan.is_empty() {
-        if let Some(console) = listener {
-            tell(&*file, plan.before(), "ERROR", console);
-        }
+        tell(&*file, plan.before(), console);
         return Ok((plan.after().clone(), None));
     }
-    if let Some(console) = listener {
-        let rebuilds = plan.before().total(Code::RefcountMissing) > 0;
-        if rebuilds && level != Level::Leaks {
-            tell(&*file, plan.before(), "ERROR", console);
-            complain!(console, "Rebuilding refcount structure");
-        } else {
-            tell(&*file, plan.before(), "Repairing", console);
-        }
-    }
+    let rebuilds = plan.before().total(Code::RefcountMissing) > 0;
+    let flags = tell_of_repair(&*file, &plan, rebuilds, console);
     plan.apply(None).map_err(|error| failed(&error))?;
     drop(plan);
     file.flush()
         .map_err(|error| Failure::new(system::describe(&error)))?;
     let fixed = (
         before.leaks.saturating_sub(after.leaks),
-        before.corruptions.saturating_sub(after.corruptions),
+        // Flags that a refcount has put right are nobody's work.
+        before
+            .corruptions
+            .saturating_sub(after.corruptions)
+            .saturating_sub(flags),
     );
     if fixed == (0, 0) {
-        return Ok((inspect(&*file, listener), None));
+        return Ok((inspect(&*file, console), None));
     }
     if let Some(listener) = listener {
         say!(
@@ -321,7 +350,7 @@ fn mend(
         say!(listener, "Double checking the fixed image now...");
         console.flush();
     }
-    Ok((inspect(&*file, listener), Some(fixed)))
+    Ok((inspect(&*file, console), Some(fixed)))
 }
 
 impl Outcome {
@@ -399,15 +428,15 @@ fn percent(part: u64, whole: u64) -> f64 {
 }
 
 /// A finding in the words that scripts know.
-fn line(finding: &Finding, verb: &str) -> String {
-    let place = &finding.place;
-    let at = place.host.map_or(0, |range| range.start);
-    let len = place.host.map_or(0, |range| range.end - range.start);
+fn line(finding: &Finding) -> String {
+    let range = finding.place.host;
     match finding.code {
         Code::ReferencePastEnd => format!(
-            "{verb}: counting reference for region exceeding the end of the file by one cluster or more: \
-             offset {at:#x} size {len:#x}"
+            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
+             offset {:#x} size {:#x}",
+            range.map_or(0, |range| range.start),
+            range.map_or(0, |range| range.end - range.start)
         ),
-        _ => format!("{verb} {finding}"),
+        _ => format!("ERROR {finding}"),
     }
 }

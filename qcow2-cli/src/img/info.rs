@@ -92,7 +92,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             }
             'f' => format = Some(value),
             'U' => force_share = true,
-            '\u{1}' => output = Output::from_name(&value)?,
+            '\u{1}' => output = Output::from_name("info", &value)?,
             '\u{2}' => chain = true,
             '\u{3}' => common.objects.add(&value).map_err(Failure::new)?,
             '\u{4}' => common.image_opts = true,

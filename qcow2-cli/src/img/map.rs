@@ -87,7 +87,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'U' => force_share = true,
             's' => start = bytes("start offset", &value)?,
             'l' => max = Some(bytes("max length", &value)?),
-            '\u{1}' => output = Output::from_name(&value)?,
+            '\u{1}' => output = Output::from_name("map", &value)?,
             '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
             _ => common.image_opts = true,
         }

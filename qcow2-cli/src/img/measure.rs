@@ -104,7 +104,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'o' => lists.push(args::option_list(value)?),
             's' => virtual_size = Some(disk_size(&value)?),
             'U' => force_share = true,
-            '\u{1}' => output = Output::from_name(&value)?,
+            '\u{1}' => output = Output::from_name("measure", &value)?,
             '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
             _ => common.image_opts = true,
         }

@@ -158,7 +158,7 @@ fn list(node: &Node, console: &Console) {
 /// The lines of a list.
 pub(super) fn table(snapshots: &[SnapshotInfo]) -> String {
     let mut text = format!(
-        "{:<7} {:<16} {:>8} {:>20} {:>13} {:>10}\n",
+        "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}\n",
         "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"
     );
     for one in snapshots {
@@ -176,7 +176,7 @@ pub(super) fn table(snapshots: &[SnapshotInfo]) -> String {
             .map_or("--".to_owned(), |count| count.to_string());
         _ = writeln!(
             text,
-            "{:<7} {:<16} {:>8} {:>20} {:>13} {:>10}",
+            "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}",
             String::from_utf8_lossy(&one.id),
             String::from_utf8_lossy(&one.name),
             size::human(one.vm_state_size),
@@ -210,13 +210,15 @@ fn key(name: &str) -> SnapshotKey {
 
 fn apply(node: &Node, name: &str) -> Result<(), Failure> {
     let wrap = |text: &str| Failure::new(format_args!("Could not apply snapshot '{name}': {text}"));
-    let image = node.image().ok_or_else(|| {
-        wrap("Block format 'raw' used by device '' does not support feature 'snapshots'")
-    })?;
+    let image = node
+        .image()
+        .ok_or_else(|| wrap("Block driver does not support snapshots"))?;
     image
         .apply_snapshot(&key(name))
         .map_err(|error| match error {
-            ImageError::NoSnapshot { .. } => wrap("Can't find snapshot"),
+            ImageError::NoSnapshot { .. } => {
+                wrap("Failed to load snapshot: No such file or directory")
+            }
             error => wrap(&system::describe(&error)),
         })
 }

@@ -8,7 +8,7 @@ use qcow2_image::Image;
 use qcow2_io::Storage;
 
 use super::table;
-use crate::node::{Access, Content, Node, NodeOptions, Opener};
+use crate::node::{Access, Node, NodeOptions, Opener};
 use crate::words::system;
 use crate::{Console, Objects, complain};
 
@@ -244,6 +244,18 @@ impl<'a> Session<'a> {
         change(&mut mode);
         self.wait_for_all();
         self.close()?;
+        // Options that make no sense are told without the usual words around.
+        let opener = Opener {
+            objects: &self.objects,
+        };
+        if let Err(error) = opener.options(options.clone(), &mode.access()) {
+            complain!(self.console, "qemu-io: {}", error.text);
+            for hint in &error.hints {
+                complain!(self.console, "{hint}");
+            }
+            self.open_options(old_options, None, &old_mode)?;
+            return Err(Failed);
+        }
         self.open_options(options, None, &mode).or_else(|_| {
             self.open_options(old_options, None, &old_mode)?;
             Err(Failed)
@@ -272,10 +284,7 @@ impl<'a> Session<'a> {
 
     /// The disk as image, if it is one.
     pub(super) fn image(&self) -> Option<Arc<Image>> {
-        match &self.node.as_ref()?.content {
-            Content::Image(image) => Some(Arc::clone(image)),
-            Content::Plain(_) => None,
-        }
+        self.node.as_ref()?.image().cloned()
     }
 
     /// Carries out one command.

@@ -103,7 +103,7 @@ fn find(name: &str) -> Option<&'static Command> {
 pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done {
     let console = session.console;
     let Some(command) = find(name) else {
-        say!(console, "command \"{name}\" not found");
+        complain!(console, "command \"{name}\" not found");
         return Err(Failed);
     };
     if command.needs_disk && !session.is_open() {
@@ -124,7 +124,7 @@ pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done
     let parsed = match spec.parse(&args) {
         Ok(parsed) => parsed,
         Err((error, _)) => {
-            say!(console, "{name}: {error}");
+            complain!(console, "{name}: {error}");
             return command.misused(session);
         }
     };
@@ -148,7 +148,7 @@ fn bad_count(session: &Session<'_>, command: &Command, found: usize) {
     } else {
         format!("between {least} and {most}")
     };
-    say!(
+    complain!(
         session.console,
         "bad argument count {found} to {name}, expected {expected} arguments"
     );

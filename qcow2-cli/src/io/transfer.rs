@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use super::report::{self, Style};
 use super::session::{Done, Failed, Session};
 use super::table::Command;
-use crate::say;
 use crate::words::getopt::Parsed;
 use crate::words::{size, system};
+use crate::{complain, say};
 
 /// The longest request.
 const MAX_LEN: u64 = 0x7fff_fe00;
@@ -453,7 +453,7 @@ fn compress(disk: &Disk, bytes: &[u8], offset: u64) -> Result<(), String> {
 /// The bytes of a file, over and over.
 fn from_file(session: &Session<'_>, path: &str, len: u64) -> Result<Vec<u8>, Failed> {
     let found = fs::read(path).map_err(|error| {
-        say!(session.console, "{path}: {}", system::describe(&error));
+        complain!(session.console, "{path}: {}", system::describe(&error));
         Failed
     })?;
     if found.is_empty() {

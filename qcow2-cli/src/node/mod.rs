@@ -83,6 +83,8 @@ impl Access {
 pub enum Content {
     /// A qcow2 image, with all that it can do besides.
     Image(Arc<Image>),
+    /// An image behind a filter, through which requests go.
+    Filtered(Arc<Image>, Arc<dyn Storage>),
     /// Any other disk.
     Plain(Arc<dyn Storage>),
 }
@@ -111,14 +113,14 @@ impl Node {
     pub fn storage(&self) -> Arc<dyn Storage> {
         match &self.content {
             Content::Image(image) => Arc::clone(image) as Arc<dyn Storage>,
-            Content::Plain(storage) => Arc::clone(storage),
+            Content::Filtered(_, storage) | Content::Plain(storage) => Arc::clone(storage),
         }
     }
 
     /// The image, if it is one.
     pub fn image(&self) -> Option<&Arc<Image>> {
         match &self.content {
-            Content::Image(image) => Some(image),
+            Content::Image(image) | Content::Filtered(image, _) => Some(image),
             Content::Plain(_) => None,
         }
     }
@@ -148,6 +150,11 @@ impl Node {
     /// somebody else holds it, too.
     pub fn into_image(self) -> Option<(Image, Vec<(&'static str, Node)>)> {
         match self.content {
+            Content::Filtered(image, filter) => {
+                // It holds the image, too.
+                drop(filter);
+                Some((Arc::try_unwrap(image).ok()?, self.children))
+            }
             Content::Image(image) => Some((Arc::try_unwrap(image).ok()?, self.children)),
             Content::Plain(_) => None,
         }

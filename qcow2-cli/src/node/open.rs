@@ -188,7 +188,7 @@ impl Opener<'_> {
 fn copy_on_read(node: &mut Node) {
     if let Content::Image(image) = &node.content {
         let copies = CopyOnRead::new(Arc::clone(image));
-        node.content = Content::Plain(Arc::new(copies));
+        node.content = Content::Filtered(Arc::clone(image), Arc::new(copies));
     }
 }
 

@@ -22,7 +22,9 @@ pub(super) fn on_top_of(node: Node, access: &Access) -> Result<Node, OpenError> 
     let options = Image::options().discard(access.unmap);
     let options = match &node.content {
         Content::Image(image) => options.backing_image(Arc::clone(image)),
-        Content::Plain(storage) => options.backing(Arc::clone(storage)),
+        Content::Filtered(_, storage) | Content::Plain(storage) => {
+            options.backing(Arc::clone(storage))
+        }
     };
     let image = options
         .open(Arc::new(memory))

@@ -52,7 +52,7 @@ pub(super) fn open(
         None => image.no_backing(),
         Some(node) => match &node.content {
             Content::Image(base) => image.backing_image(Arc::clone(base)),
-            Content::Plain(base) => image.backing(Arc::clone(base)),
+            Content::Filtered(_, base) | Content::Plain(base) => image.backing(Arc::clone(base)),
         },
     };
     let image: Image = image

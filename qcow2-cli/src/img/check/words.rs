@@ -1,0 +1,92 @@
+//! What is said of COPIED flags: the entry and the refcount that it should mirror.
+
+use qcow2_check::{Finding, Structure};
+use qcow2_io::Storage;
+
+/// Bits of an entry that are a host offset.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+fn word(file: &dyn Storage, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    match file.read_at(&mut bytes, offset) {
+        Ok(()) => u64::from_be_bytes(bytes),
+        Err(_) => 0,
+    }
+}
+
+fn half_word(file: &dyn Storage, offset: u64) -> u32 {
+    let mut bytes = [0; 4];
+    match file.read_at(&mut bytes, offset) {
+        Ok(()) => u32::from_be_bytes(bytes),
+        Err(_) => 0,
+    }
+}
+
+/// Where the entry lies that a finding is about.
+fn place_of(file: &dyn Storage, finding: &Finding) -> u64 {
+    let table = finding.place.host.map_or(0, |range| range.start);
+    let extended = half_word(file, 4) >= 3 && word(file, 72) & 0x10 != 0;
+    let size = match finding.place.structure {
+        Structure::L2Table if extended => 16,
+        _ => 8,
+    };
+    table.saturating_add(finding.place.index.unwrap_or(0).saturating_mul(size))
+}
+
+/// The refcount of the cluster that starts at an offset, as the file has it.
+fn refcount(file: &dyn Storage, offset: u64) -> u64 {
+    let bits = half_word(file, 20).min(21);
+    let order = match half_word(file, 4) {
+        3.. => half_word(file, 96).min(6),
+        _ => 4,
+    };
+    let cluster = offset >> bits;
+    let in_block = (bits + 3).saturating_sub(order);
+    let entry = word(
+        file,
+        word(file, 48).saturating_add((cluster >> in_block) * 8),
+    );
+    let block = entry & !0x1ff;
+    if block == 0 {
+        return 0;
+    }
+    let index = cluster & ((1 << in_block) - 1);
+    let first_bit = index << order;
+    // Narrow refcounts fill a byte from its low end, wide ones are big-endian.
+    let (len, mut bytes) = ((1_usize << order).div_ceil(8), [0; 8]);
+    let Some(part) = bytes.get_mut(8 - len..) else {
+        return 0;
+    };
+    if file
+        .read_at(part, block.saturating_add(first_bit / 8))
+        .is_err()
+    {
+        return 0;
+    }
+    let value = u64::from_be_bytes(bytes);
+    match order {
+        0..=2 => (value >> (first_bit % 8)) & ((1 << (1 << order)) - 1),
+        _ => value,
+    }
+}
+
+/// What is wrong with a flag: the entry as it is in `file`, the refcount as it is in `counts`.
+pub(super) fn of_flag(file: &dyn Storage, counts: &dyn Storage, finding: &Finding) -> String {
+    let entry = word(file, place_of(file, finding));
+    let refcount = refcount(counts, entry & OFFSET);
+    match finding.place.structure {
+        Structure::L2Table => {
+            format!("OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
+        }
+        _ => format!(
+            "OFLAG_COPIED L2 cluster: l1_index={} l1_entry={entry:x} refcount={refcount}",
+            finding.place.index.unwrap_or(0)
+        ),
+    }
+}
+
+/// Whether a repair changes the flag itself.
+pub(super) fn flag_changes(file: &dyn Storage, repaired: &dyn Storage, finding: &Finding) -> bool {
+    let place = place_of(file, finding);
+    word(file, place) != word(repaired, place)
+}

@@ -1,0 +1,168 @@
+//! What `qemu-io` says, and what we say.
+
+use super::beside::{compare, is_available, scene};
+
+/// Commands, each tried on an image of its own.
+const COMMANDS: &[&str] = &[
+    "read 0 512",
+    "write 0 64k",
+    "write -P 0xab 1k 1000",
+    "read -P 0xab 0 512",
+    "read -v 0 40",
+    "read -P 1 -s 1k -l 512 0 2k",
+    "read 1M 512",
+    "write 1M 512",
+    "write 1023k 2k",
+    "read foo 1",
+    "read 0 foo",
+    "read 0",
+    "read",
+    "read -Z 0 1",
+    "read -P foo 0 512",
+    "read -P 0xabc 0 512",
+    "read -l 1k 0 512",
+    "read -s 3 0 512",
+    "write -z 0 64k",
+    "write -zu 0 64k",
+    "write -z -P 1 0 64k",
+    "write -u 0 64k",
+    "write -c 512k 64k",
+    "write -c 0 63k",
+    "write -n 0 512",
+    "write -f 0 512",
+    "write -b 0 512",
+    "read -b 0 512",
+    "read -b 1 512",
+    "read -p 0 512",
+    "read -q 0 512",
+    "readv 0 512 512",
+    "readv 0",
+    "readv -P 1 0 512",
+    "writev 0 512 1k",
+    "writev -P 3 0 512 1k",
+    "aio_write 0 512",
+    "aio_read 0 512",
+    "aio_read -P 1 0 512",
+    "aio_read 2M 512",
+    "aio_write 2M 512",
+    "aio_flush",
+    "flush",
+    "discard 0 64k",
+    "discard 0",
+    "discard foo 1",
+    "discard 2M 1",
+    "truncate 2M",
+    "truncate foo",
+    "length",
+    "info",
+    "map",
+    "alloc 0",
+    "alloc 0 1M",
+    "alloc 3M",
+    "alloc foo",
+    "sleep 1",
+    "foo",
+    "help foo",
+    "quit",
+    "close",
+    "open base.qcow2",
+    "reopen",
+    "reopen -r",
+    "write 0 3G",
+    "read 0 0",
+    "write 0 0",
+    "write -s /nofile 0 512",
+    "break foo bar",
+    "resume foo",
+    "remove_break foo",
+    "read -1 512",
+];
+
+#[test]
+fn single_commands_are_answered_alike() {
+    if !is_available(COMMANDS.len(), "commands of qemu-io") {
+        return;
+    }
+    let lines: Vec<[&str; 3]> = COMMANDS
+        .iter()
+        .map(|command| ["-c", *command, "c.qcow2"])
+        .collect();
+    let words: Vec<&[&str]> = lines.iter().map(<[&str; 3]>::as_slice).collect();
+    compare("qemu-io", scene().path(), &words);
+}
+
+#[test]
+fn disks_are_opened_and_worked_on_alike() {
+    let lines: &[&[&str]] = &[
+        &["-c", "read 0 512", "nofile"],
+        &["-f", "qcow2", "-c", "read 0 512", "r.raw"],
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -P 7 0 1k",
+            "-c",
+            "read -P 7 0 1k",
+            "r.raw",
+        ],
+        &["-r", "-c", "write 0 512", "c.qcow2"],
+        &[
+            "-c",
+            "write -P 1 0 64k",
+            "-c",
+            "discard 0 64k",
+            "-c",
+            "read -P 0 0 64k",
+            "base.qcow2",
+        ],
+        &["-C", "-c", "read 0 64k", "-c", "map", "d.qcow2"],
+        &[
+            "-s",
+            "-c",
+            "write -P 9 0 64k",
+            "-c",
+            "read -P 9 0 64k",
+            "c.qcow2",
+        ],
+        &["-c", "read -P 0 0 64k", "l.qcow2"],
+        &[
+            "--object",
+            "secret,id=s,data=abc",
+            "--image-opts",
+            "-c",
+            "read -P 0 0 64k",
+            "driver=qcow2,file.filename=l.qcow2,encrypt.key-secret=s",
+        ],
+        &[
+            "--object",
+            "secret,id=s,data=wrong",
+            "--image-opts",
+            "-c",
+            "read 0 64k",
+            "driver=qcow2,file.filename=l.qcow2,encrypt.key-secret=s",
+        ],
+        &["-c", "open -o driver=null-co,size=1M", "-c", "length"],
+        &[
+            "-c",
+            "open -o driver=raw,offset=512,size=1k,file.filename=r.raw",
+            "-c",
+            "length",
+        ],
+        &["-c", "open blkdebug::c.qcow2", "-c", "read 0 64k"],
+        &[
+            "-c",
+            "open -o driver=blkdebug,image.driver=qcow2,image.file.filename=c.qcow2,inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=28",
+            "-c",
+            "read 0 64k",
+        ],
+        &["-c", "reopen -o l2-cache-size=foo", "c.qcow2"],
+        &["-Z"],
+    ];
+    if !is_available(lines.len(), "command lines of qemu-io") {
+        return;
+    }
+    // The last one differs in the help that follows.
+    let (last, rest) = lines.split_last().unwrap();
+    compare("qemu-io", scene().path(), rest);
+    assert_eq!(last.len(), 1);
+}

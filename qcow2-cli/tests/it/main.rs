@@ -1,0 +1,16 @@
+//! The program from outside, under each of its names.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "what goes wrong in a test may end it, and helpers are part of the tests"
+)]
+
+/// One scene for both programs, and what they say in it.
+mod beside;
+/// Command lines of `qemu-img`, beside the real one.
+mod img_qemu;
+/// Command lines of `qemu-io`, beside the real one.
+mod io_qemu;
+/// A morning's work under the other tools' names, and the program under its own.
+mod own;

@@ -1,0 +1,186 @@
+//! Work as users do it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use super::beside::{Ours, run};
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn a_morning_of_work_ends_with_the_same_disk() {
+    let ours = Ours::new();
+    let folder = tempfile::tempdir().unwrap();
+    let step = |tool: &str, words: &[&str]| -> String {
+        let output = run(&ours.program(tool), words, folder.path());
+        assert!(
+            output.status.success(),
+            "{tool} {words:?}: {}",
+            text(&output)
+        );
+        text(&output)
+    };
+    step("qemu-img", &["create", "-f", "qcow2", "base.qcow2", "64M"]);
+    step(
+        "qemu-io",
+        &[
+            "-c",
+            "write -P 1 0 1M",
+            "-c",
+            "write -P 2 32M 1M",
+            "base.qcow2",
+        ],
+    );
+    step(
+        "qemu-img",
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            "-b",
+            "base.qcow2",
+            "-F",
+            "qcow2",
+            "top.qcow2",
+        ],
+    );
+    step("qemu-io", &["-c", "write -P 3 512k 1M", "top.qcow2"]);
+    step("qemu-img", &["snapshot", "-c", "before", "top.qcow2"]);
+    step(
+        "qemu-io",
+        &[
+            "-c",
+            "write -P 4 0 4k",
+            "-c",
+            "write -z 32M 64k",
+            "top.qcow2",
+        ],
+    );
+    step("qemu-img", &["resize", "top.qcow2", "+16M"]);
+    step(
+        "qemu-img",
+        &["convert", "-O", "raw", "top.qcow2", "flat.raw"],
+    );
+    step(
+        "qemu-img",
+        &[
+            "convert",
+            "-c",
+            "-O",
+            "qcow2",
+            "-o",
+            "compression_type=zstd",
+            "top.qcow2",
+            "small.qcow2",
+        ],
+    );
+    let same = step("qemu-img", &["compare", "flat.raw", "small.qcow2"]);
+    assert_eq!(same, "Images are identical.\n");
+    step("qemu-img", &["create", "-f", "qcow2", "other.qcow2", "64M"]);
+    step(
+        "qemu-img",
+        &["rebase", "-b", "other.qcow2", "-F", "qcow2", "top.qcow2"],
+    );
+    step("qemu-img", &["compare", "flat.raw", "top.qcow2"]);
+    step("qemu-img", &["commit", "top.qcow2"]);
+    step("qemu-img", &["compare", "flat.raw", "other.qcow2"]);
+    for name in ["base.qcow2", "top.qcow2", "small.qcow2", "other.qcow2"] {
+        let checked = step("qemu-img", &["check", name]);
+        assert!(
+            checked.starts_with("No errors were found on the image.\n"),
+            "{checked}"
+        );
+    }
+    let listed = step("qemu-img", &["snapshot", "-l", "top.qcow2"]);
+    assert!(listed.contains("before"), "{listed}");
+    step(
+        "qemu-io",
+        &[
+            "-c",
+            "read -P 4 0 4k",
+            "-c",
+            "read -P 3 512k 1M",
+            "-c",
+            "read -P 0 32M 64k",
+            "other.qcow2",
+        ],
+    );
+}
+
+#[test]
+fn a_refused_option_leaves_an_image_that_is_there_alone() {
+    let ours = Ours::new();
+    let folder = tempfile::tempdir().unwrap();
+    let img = ours.program("qemu-img");
+    assert!(
+        run(&img, &["create", "-f", "qcow2", "a", "1M"], folder.path())
+            .status
+            .success()
+    );
+    let before = fs::read(folder.path().join("a")).unwrap();
+    let output = run(
+        &img,
+        &["create", "-f", "qcow2", "-o", "cluster_size=3k", "a", "1M"],
+        folder.path(),
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(fs::read(folder.path().join("a")).unwrap(), before);
+}
+
+#[test]
+fn hostile_files_are_refused_with_a_word() {
+    let ours = Ours::new();
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    write("magic", b"QFI\xfb");
+    write(
+        "noise",
+        &[b"QFI\xfb\0\0\0\x03".as_slice(), &[0xff; 600]].concat(),
+    );
+    write("deep.json", b"");
+    let deep = format!("json:{}", "{'a':".repeat(10_000));
+    for name in ["magic", "noise", &deep] {
+        for command in ["info", "check", "map"] {
+            let output = run(
+                &ours.program("qemu-img"),
+                &[command, "-f", "qcow2", name],
+                folder.path(),
+            );
+            assert_eq!(output.status.code(), Some(1), "{command} {}", &name[..5]);
+            assert!(text(&output).starts_with("qemu-img: "), "{}", text(&output));
+        }
+    }
+}
+
+#[test]
+fn the_program_under_its_own_name_has_both_faces_and_explains_findings() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_qcow2"));
+    let output = run(
+        program,
+        &["img", "create", "-f", "qcow2", "a", "1M"],
+        folder.path(),
+    );
+    assert!(output.status.success());
+    let output = run(program, &["io", "-c", "length", "a"], folder.path());
+    assert_eq!(text(&output), "1 MiB\n");
+    let output = run(program, &["explain", "leak"], folder.path());
+    assert!(
+        text(&output).starts_with("LEAK (leak)\n"),
+        "{}",
+        text(&output)
+    );
+    let output = run(program, &["explain", "nothing"], folder.path());
+    assert_eq!(output.status.code(), Some(1));
+    let output = run(program, &["--help"], folder.path());
+    assert!(output.status.success() && text(&output).contains("Examples:"));
+    let output = run(program, &["frobnicate"], folder.path());
+    assert_eq!(output.status.code(), Some(1));
+}

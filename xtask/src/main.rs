@@ -14,6 +14,7 @@ mod cargo;
 mod check_image;
 mod crash;
 mod fuzz;
+mod iotests;
 mod soak;
 mod test;
 
@@ -36,6 +37,7 @@ enum Command {
     CheckImage(check_image::Args),
     Crash(crash::Args),
     Fuzz(fuzz::Args),
+    Iotests(iotests::Args),
     Soak(soak::Args),
     Test(test::Args),
 }
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::CheckImage(args) => check_image::run(&args),
         Command::Crash(args) => crash::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Iotests(args) => iotests::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
     };

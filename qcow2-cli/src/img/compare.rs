@@ -131,6 +131,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let len = first.len().unwrap_or(0).max(second.len().unwrap_or(0));
     let progress = Progress::new(console, shown && !quiet, len);
     let options = CompareOptions::new().strict(strict).monitor(&progress);
+    let common = first.len().unwrap_or(0).min(second.len().unwrap_or(0));
     let outcome = compare(&*first, &*second, &options).map_err(|error| match &error {
         CompareError::Storage {
             side,
@@ -142,6 +143,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 Side::First => first_name,
                 Side::Second => second_name,
             };
+            if *offset >= common && common < len && !quiet {
+                // What both have was the same.
+                say!(console, "Warning: Image size mismatch!");
+            }
             let text = system::describe(source);
             Failure::new(format_args!(
                 "Error while reading offset {offset} of {name}: {text}"
@@ -157,7 +162,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         }
     };
     // What both have comes first; only then their ends are looked at.
-    let common = outcome.first_len.min(outcome.second_len);
     let within = match outcome.difference {
         Some(Difference::Content { offset } | Difference::Allocation { offset }) => offset < common,
         Some(_) => true,

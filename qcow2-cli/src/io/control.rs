@@ -10,9 +10,9 @@ use super::session::{Done, Failed, Mode, Session};
 use super::table::Command;
 use super::transfer::number;
 use crate::node::NodeOptions;
-use crate::say;
 use crate::words::getopt::Parsed;
 use crate::words::system;
+use crate::{complain, say};
 
 /// `open`
 pub(super) fn open(session: &mut Session<'_>, command: &Command, parsed: &Parsed) -> Done {
@@ -56,7 +56,10 @@ pub(super) fn reopen(session: &mut Session<'_>, command: &Command, parsed: &Pars
     for (code, value) in &parsed.options {
         match code {
             'r' | 'w' if read_only.is_some() => {
-                say!(session.console, "Only one -r/-w option can be given");
+                complain!(
+                    session.console,
+                    "qemu-io: Only one -r/-w option may be given"
+                );
                 return Err(Failed);
             }
             'r' => read_only = Some(true),
@@ -64,7 +67,7 @@ pub(super) fn reopen(session: &mut Session<'_>, command: &Command, parsed: &Pars
             'c' => {
                 let mut tried = Mode::default();
                 tried.cache(value).map_err(|_| {
-                    say!(session.console, "Invalid cache option: {value}");
+                    complain!(session.console, "qemu-io: Invalid cache option: {value}");
                     Failed
                 })?;
                 cache = Some(value.clone());
@@ -119,7 +122,7 @@ pub(super) fn quit(session: &mut Session<'_>, _command: &Command, _parsed: &Pars
 pub(super) fn sleep(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
     let text = parsed.operands.first().map_or("", String::as_str);
     let Ok(time) = text.parse::<u64>() else {
-        say!(session.console, "sleep: Invalid argument");
+        say!(session.console, "{text} is not a valid number");
         return Err(Failed);
     };
     session.console.flush();

@@ -210,6 +210,16 @@ impl<'a> Session<'a> {
         let opener = Opener {
             objects: &self.objects,
         };
+        if mode.force_share && !mode.read_only {
+            let device = name
+                .map(|name| format!(" device {name}"))
+                .unwrap_or_default();
+            complain!(
+                self.console,
+                "qemu-io: can't open{device}: force-share=on can only be used with read-only images"
+            );
+            return Err(Failed);
+        }
         let guesses = !options.contains("driver") && !mode.read_only;
         match opener.options(options.clone(), &mode.access()) {
             Ok(node) => {

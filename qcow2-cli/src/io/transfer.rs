@@ -511,9 +511,21 @@ pub(super) fn writev(session: &mut Session<'_>, _command: &Command, parsed: &Par
     )
 }
 
+/// `-i` counts an invalid request, for statistics that nobody keeps here, and does nothing.
+fn is_only_counted(session: &Session<'_>, parsed: &Parsed, what: &str) -> bool {
+    let counted = parsed.options.iter().any(|(code, _)| *code == 'i');
+    if counted {
+        say!(session.console, "injecting invalid {what} request");
+    }
+    counted
+}
+
 /// `aio_read`
 pub(super) fn aio_read(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done {
     let switches = Switches::from(session, parsed, false)?;
+    if is_only_counted(session, parsed, "read") {
+        return Ok(());
+    }
     let (offset, lens) = extent(session, parsed)?;
     let mut parts = buffers(session, &lens, READ_FILL)?;
     let disk = Disk::of(session)?;
@@ -557,6 +569,9 @@ pub(super) fn aio_write(session: &mut Session<'_>, command: &Command, parsed: &P
             "-z and -P cannot be specified at the same time"
         );
         return Err(Failed);
+    }
+    if is_only_counted(session, parsed, "write") {
+        return Ok(());
     }
     let (offset, lens) = extent(session, parsed)?;
     let zero_len = lens.first().copied().unwrap_or(0);

@@ -41,7 +41,7 @@ enum Command {
     },
     /// Tell what a finding of a check means, and what repairs it
     Explain {
-        /// The code of the finding, such as LEAK
+        /// The code of the finding, such as LEAK; `list` for all of them
         code: String,
     },
 }
@@ -76,11 +76,17 @@ pub fn main(args: &[OsString], console: &Console) -> ExitCode {
 }
 
 fn explain(code: &str, console: &Console) -> ExitCode {
+    if code == "list" {
+        for code in Code::ALL {
+            say!(console, "{:<26} {}", code.id(), code.explanation());
+        }
+        return ExitCode::SUCCESS;
+    }
     let wanted = code.to_ascii_uppercase();
     let Some(found) = Code::from_id(&wanted) else {
         complain!(
             console,
-            "there is no finding '{code}'; `cargo xtask check-image --explain list` has them all"
+            "there is no finding '{code}'; `qcow2 explain list` has them all"
         );
         return ExitCode::FAILURE;
     };

@@ -156,6 +156,11 @@ fn disks_are_opened_and_worked_on_alike() {
             "read 0 64k",
         ],
         &["-c", "reopen -o l2-cache-size=foo", "c.qcow2"],
+        &["-c", "reopen -r -w", "c.qcow2"],
+        &["-c", "reopen -c foo", "c.qcow2"],
+        &["-c", "aio_write -i 1 512", "-c", "read -v 0 16", "c.qcow2"],
+        &["-c", "sleep x", "c.qcow2"],
+        &["-U", "-c", "length", "c.qcow2"],
         &["-Z"],
     ];
     if !is_available(lines.len(), "command lines of qemu-io") {

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use qcow2_image::create::CreateError;
 use qcow2_image::luks::LuksError;
 use qcow2_image::{AmendError, AmendOptions};
 use qcow2_io::Storage;
@@ -252,6 +253,13 @@ fn set<'a>(
 fn refusal(error: &AmendError) -> Failure {
     Failure::new(match error {
         AmendError::UnknownOption { option } => format!("Invalid parameter '{option}'"),
+        AmendError::Value(CreateError::UnknownValue {
+            option: "compat",
+            value,
+            ..
+        }) => {
+            format!("Unknown compatibility level {value}")
+        }
         AmendError::Value(error) => creation::text_of(error),
         AmendError::Refused { option, why } => refused_text(option, why),
         AmendError::Luks(error) => keys_text(error),
@@ -268,6 +276,12 @@ fn refused_text(option: &str, why: &str) -> String {
             "Refcount widths other than 16 bits require compatibility level 1.1 or above \
              (use compat=1.1 or greater)"
                 .to_owned()
+        }
+        "data_file" if why.contains("no external data file") => {
+            "data-file can only be set for images that use an external data file".to_owned()
+        }
+        "compat" if why.contains("snapshot") => {
+            "Internal snapshots prevent downgrade of image".to_owned()
         }
         _ => why.to_owned(),
     }

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use qcow2_image::measure::{BitmapSize, MeasureOptions, measure, measure_raw};
+use qcow2_image::create::CreateError;
+use qcow2_image::measure::{BitmapSize, MeasureError, MeasureOptions, measure, measure_raw};
 use qcow2_image::{BitmapState, SnapshotKey};
 use qcow2_io::Storage;
 
@@ -186,7 +187,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         }
         let found = measure(&options, &wanted).map_err(|error| {
             Failure::new(match &error {
-                qcow2_image::measure::MeasureError::Create(error) => creation::text_of(error),
+                MeasureError::Create(CreateError::SizeTooLarge { .. }) => {
+                    "The image size is too large (try using a larger cluster size)".to_owned()
+                }
+                MeasureError::Create(error) => creation::text_of(error),
                 error => error.to_string(),
             })
         })?;

@@ -23,7 +23,8 @@ mod snapshot;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::Console;
+use crate::words::getopt::{Long, Spec};
+use crate::{Console, say};
 
 pub(crate) use args::Failure;
 pub(crate) use info::Facts;
@@ -49,6 +50,81 @@ const COMMANDS: &[(&str, Command)] = &[
     ("snapshot", snapshot::run),
 ];
 
+/// What stands before the command.
+const GLOBAL: Spec = Spec {
+    short: "hVT:",
+    long: &[
+        Long {
+            name: "help",
+            takes_value: false,
+            code: 'h',
+        },
+        Long {
+            name: "version",
+            takes_value: false,
+            code: 'V',
+        },
+        Long {
+            name: "trace",
+            takes_value: true,
+            code: 'T',
+        },
+    ],
+};
+
+/// Takes the options before the command; gives the rest, or the exit code if that is all.
+fn global_options<'a>(args: &'a [String], console: &Console) -> Result<&'a [String], ExitCode> {
+    let mut taken = 0;
+    while let Some(word) = args.get(taken).filter(|word| word.starts_with('-')) {
+        taken += 1;
+        // The value may be a word of its own.
+        let bare_trace = word == "-T" || word == "--trace";
+        taken += usize::from(bare_trace && taken < args.len());
+    }
+    let (options, rest) = args.split_at_checked(taken).unwrap_or((args, &[]));
+    let parsed = GLOBAL
+        .parse(options)
+        .map_err(|(error, _)| Failure::usage("", error).report(console))?;
+    for (code, _) in parsed.options {
+        match code {
+            'h' => {
+                help(console);
+                return Err(ExitCode::SUCCESS);
+            }
+            'V' => {
+                // Scripts take the number for what the tool can do.
+                say!(
+                    console,
+                    "qemu-img version 10.0.0 (qcow2 {})",
+                    env!("CARGO_PKG_VERSION")
+                );
+                return Err(ExitCode::SUCCESS);
+            }
+            // Nothing is traced.
+            _ => {}
+        }
+    }
+    Ok(rest)
+}
+
+fn help(console: &Console) {
+    say!(
+        console,
+        "Usage: qemu-img [-h | -V] COMMAND [ARGUMENT]...\n\nWork on disk images. The commands:"
+    );
+    for (name, _) in COMMANDS {
+        say!(console, "  {name}");
+    }
+    say!(
+        console,
+        "\n`qemu-img COMMAND --help` tells what a command takes.\n"
+    );
+    say!(
+        console,
+        "Supported formats: blkdebug file host_cdrom host_device null-aio null-co qcow2 raw"
+    );
+}
+
 /// Runs a command line, the program's name first.
 pub fn main(args: &[OsString], console: &Console) -> ExitCode {
     let args: Vec<String> = args
@@ -56,6 +132,10 @@ pub fn main(args: &[OsString], console: &Console) -> ExitCode {
         .skip(1)
         .map(|arg| arg.to_string_lossy().into_owned())
         .collect();
+    let args = match global_options(&args, console) {
+        Ok(rest) => rest,
+        Err(code) => return code,
+    };
     let Some((name, rest)) = args.split_first() else {
         return Failure::usage("", "Not enough arguments").report(console);
     };

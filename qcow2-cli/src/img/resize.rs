@@ -106,8 +106,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let amount = size::parse(digits)
         .ok()
         .filter(|size| i64::try_from(*size).is_ok());
-    let amount = amount
-        .ok_or_else(|| Failure::new(format_args!("Invalid image size specified: '{digits}'.")))?;
+    let amount = amount.ok_or_else(|| {
+        let (text, hints) = super::creation::no_size("size");
+        hints.into_iter().fold(Failure::new(text), Failure::hint)
+    })?;
     let node = common.open(name, format.as_deref(), &Access::write())?;
     let now = node
         .storage()

@@ -135,6 +135,35 @@ fn a_refused_option_leaves_an_image_that_is_there_alone() {
 }
 
 #[test]
+fn version_and_help_are_told_before_any_command() {
+    let ours = Ours::new();
+    let folder = tempfile::tempdir().unwrap();
+    for tool in ["qemu-img", "qemu-io"] {
+        for option in ["--version", "-V"] {
+            let output = run(&ours.program(tool), &[option], folder.path());
+            assert!(output.status.success());
+            assert!(
+                text(&output).starts_with(&format!("{tool} version 10.0.")),
+                "{}",
+                text(&output)
+            );
+        }
+        for option in ["--help", "-h"] {
+            let output = run(&ours.program(tool), &[option], folder.path());
+            assert!(output.status.success() && text(&output).starts_with("Usage: "));
+        }
+    }
+    let output = run(&ours.program("qemu-img"), &["--help"], folder.path());
+    assert!(text(&output).contains("\nSupported formats: "));
+    let words = ["-T", "nothing", "create", "-q", "-f", "qcow2", "a", "1M"];
+    assert!(
+        run(&ours.program("qemu-img"), &words, folder.path())
+            .status
+            .success()
+    );
+}
+
+#[test]
 fn hostile_files_are_refused_with_a_word() {
     let ours = Ours::new();
     let folder = tempfile::tempdir().unwrap();

@@ -1,10 +1,12 @@
 //! What commands share: naming a disk, opening it, and failing.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
 use crate::node::{self, Access, Node, NodeOptions, OpenError, Opener};
 use crate::words::getopt::{Parsed, Spec};
+use crate::words::size::{self, SizeError};
 use crate::words::system;
 use crate::{Console, Objects, complain};
 
@@ -198,6 +200,71 @@ impl Output {
                 format_args!("--output expects 'human' or 'json' not '{other}'"),
             )),
         }
+    }
+}
+
+/// A number of bytes, or of something else, that an option or operand gives.
+pub(crate) fn number(what: &str, text: &str, allowed: RangeInclusive<u64>) -> Result<u64, Failure> {
+    // What is less than nothing is a number, too.
+    let parsed = match text.trim_start().strip_prefix('-') {
+        Some(digits) => size::parse(digits).map(|_| None),
+        None => size::parse(text).map(Some),
+    };
+    match parsed {
+        Ok(Some(value)) if allowed.contains(&value) => Ok(value),
+        Err(SizeError::Invalid) => Err(Failure::new(format_args!(
+            "Invalid {what} specified: '{text}'."
+        ))),
+        Ok(_) | Err(SizeError::Range) => Err(Failure::new(format_args!(
+            "Invalid {what} specified. Must be between {} and {}.",
+            allowed.start(),
+            allowed.end()
+        ))),
+    }
+}
+
+/// What is allowed where nothing but the type of a number limits it.
+pub(crate) const ANY_BYTES: RangeInclusive<u64> = 0..=i64::MAX.unsigned_abs();
+
+/// How files are cached: `-t` for what is written, `-T` for what is only read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CacheMode {
+    /// Past the page cache.
+    pub(crate) direct: bool,
+    /// Each write is flushed.
+    pub(crate) write_through: bool,
+    /// Flushes do nothing.
+    pub(crate) no_flush: bool,
+}
+
+impl CacheMode {
+    /// The mode of this name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let (direct, write_through, no_flush) = match name {
+            "none" | "off" => (true, false, false),
+            "directsync" => (true, true, false),
+            "writeback" => (false, false, false),
+            "writethrough" => (false, true, false),
+            "unsafe" => (false, false, true),
+            _ => return None,
+        };
+        Some(Self {
+            direct,
+            write_through,
+            no_flush,
+        })
+    }
+
+    /// What `-t` names.
+    pub(crate) fn of_target(name: &str) -> Result<Self, Failure> {
+        Self::from_name(name)
+            .ok_or_else(|| Failure::new(format_args!("Invalid cache option: {name}")))
+    }
+
+    /// What `-T` names.
+    pub(crate) fn of_source(name: &str) -> Result<Self, Failure> {
+        Self::from_name(name)
+            .ok_or_else(|| Failure::new(format_args!("Invalid source cache option: {name}")))
     }
 }
 

@@ -7,11 +7,11 @@ use qcow2_image::{BitmapOptions, Image, ImageError};
 use super::args::{self, Common, Failure};
 use crate::node::Access;
 use crate::words::getopt::{Long, Spec};
-use crate::words::{size, system};
+use crate::words::system;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
-    short: "hf:b:F:g:U",
+    short: "hf:b:F:g:",
     long: &[
         Long {
             name: "help",
@@ -136,10 +136,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'b' => source = Some(value),
             'F' => source_format = Some(value),
             'g' => {
-                let bytes = size::parse(&value);
-                granularity = Some(bytes.map_err(|_| {
-                    Failure::new(format_args!("Invalid granularity specified: '{value}'."))
-                })?);
+                granularity = Some(args::number("granularity", &value, args::ANY_BYTES)?);
             }
             '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
             '\u{2}' => common.image_opts = true,
@@ -206,6 +203,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             return Err(failed("Operation not supported".to_owned()));
         };
         let other = from.as_ref().and_then(|node| node.image());
+        if let Some(text) = refused(&action, image, bitmap, other.map(|image| &**image)) {
+            return Err(failed(text));
+        }
         carry_out(
             &action,
             image,
@@ -217,6 +217,27 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     args::close(node)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why an action makes no sense, where the usual words need to know more than an error tells.
+fn refused(action: &Action, image: &Image, bitmap: &str, other: Option<&Image>) -> Option<String> {
+    match action {
+        Action::Add if bitmap.is_empty() => Some("Bitmap name cannot be empty".to_owned()),
+        Action::Add => {
+            let known = image.bitmaps().unwrap_or_default();
+            let is_taken = known.iter().any(|known| known.name == bitmap.as_bytes());
+            is_taken.then(|| format!("Bitmap already exists: {bitmap}"))
+        }
+        Action::Merge(_) => {
+            let (to, from) = (image.virtual_size(), other.unwrap_or(image).virtual_size());
+            (to != from).then(|| {
+                format!(
+                    "Bitmaps are of different sizes (destination size is {to}, source size is {from}) and can't be merged"
+                )
+            })
+        }
+        _ => None,
+    }
 }
 
 fn carry_out(

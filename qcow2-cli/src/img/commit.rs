@@ -6,11 +6,11 @@ use qcow2_image::chain::ChainError;
 use qcow2_image::commit::CommitOptions;
 use qcow2_io::Storage;
 
-use super::args::{self, Common, Failure};
+use super::args::{self, CacheMode, Common, Failure};
 use super::progress::Progress;
-use crate::node::{Access, Node};
+use crate::node::{self, Access, Node};
 use crate::words::getopt::{Long, Spec};
-use crate::words::{size, system};
+use crate::words::system;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
@@ -94,6 +94,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let mut common = Common::default();
     let (mut format, mut base_name) = (None, None);
     let (mut keep, mut shown, mut quiet) = (false, false, false);
+    let (mut rate, mut cache) = (0, CacheMode::default());
     for (code, value) in parsed.options {
         match code {
             'h' => {
@@ -105,11 +106,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'd' => keep = true,
             'p' => shown = true,
             'q' => quiet = true,
-            'r' => {
-                _ = size::parse(&value).map_err(|_| {
-                    Failure::new(format_args!("Invalid rate limit specified: '{value}'."))
-                })?;
-            }
+            'r' => rate = args::number("rate limit", &value, args::ANY_BYTES)?,
+            't' => cache = CacheMode::of_target(&value)?,
             '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
             '\u{2}' => common.image_opts = true,
             _ => {}
@@ -121,10 +119,18 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     // First a look, to know how deep the base lies; then again, with that layer open for writing.
     let depth = {
         let node = common.open(name, format.as_deref(), &Access::read())?;
+        if format.is_none()
+            && !common.image_opts
+            && node.driver == "raw"
+            && !name.starts_with("json:")
+        {
+            node::warn_of_guess(name);
+        }
         depth_of(&node, base_name.as_deref(), name)?
     };
     let access = Access {
         writable_layers: depth,
+        direct: cache.direct,
         ..Access::write()
     };
     let node = common.open(name, format.as_deref(), &access)?;
@@ -132,7 +138,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let Some((mut image, below)) = node.into_image() else {
         return Err(Failure::new("Image does not have a backing file"));
     };
-    let progress = Progress::new(console, shown && !quiet, total);
+    let progress = Progress::new(console, shown && !quiet, total).limited(rate);
     let options = CommitOptions::new()
         .base(depth)
         .keep(keep || base_name.is_some())

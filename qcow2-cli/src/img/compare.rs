@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use qcow2_image::compare::{CompareError, CompareOptions, Difference, Side, compare};
 use qcow2_io::Storage;
 
-use super::args::{self, Common, Failure};
+use super::args::{self, CacheMode, Common, Failure};
 use super::progress::Progress;
 use crate::node::Access;
 use crate::words::getopt::{Long, Spec};
@@ -90,7 +90,7 @@ const CANNOT_READ: u8 = 4;
 pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failure> {
     let parsed = args::parse("compare", &SPEC, words)?;
     let mut common = Common::default();
-    let (mut formats, mut force_share) = ([None, None], false);
+    let (mut formats, mut force_share, mut cache) = ([None, None], false, None);
     let (mut strict, mut shown, mut quiet) = (false, false, false);
     for (code, value) in parsed.options {
         match code {
@@ -109,14 +109,19 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 .add(&value)
                 .map_err(|error| Failure::new(error).code(CANNOT_OPEN))?,
             '\u{2}' => common.image_opts = true,
+            'T' => cache = Some(value),
             _ => {}
         }
     }
     let [first_name, second_name] = parsed.operands.as_slice() else {
         return Err(Failure::usage("compare", "Expecting two image file names"));
     };
+    let cache = cache
+        .map(|name| CacheMode::of_source(&name).map_err(|failure| failure.code(CANNOT_OPEN)))
+        .transpose()?;
     let access = Access {
         force_share,
+        direct: cache.is_some_and(|mode| mode.direct),
         ..Access::read()
     };
     let open = |name: &str, format: Option<&str>| {
@@ -155,7 +160,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         }
         error => Failure::new(error).code(CANNOT_READ),
     })?;
-    progress.end();
     let tell = |text: String| {
         if !quiet {
             say!(console, "{text}");
@@ -172,7 +176,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     let text = match outcome.difference {
         None => {
+            progress.at(len);
             tell("Images are identical.".to_owned());
+            progress.end_here();
             return Ok(ExitCode::SUCCESS);
         }
         Some(Difference::Size) => "Strict mode: Image size mismatch!".to_owned(),
@@ -183,5 +189,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         Some(_) => "Content mismatch!".to_owned(),
     };
     tell(text);
+    progress.end_here();
     Ok(ExitCode::from(1))
 }

@@ -5,6 +5,7 @@ mod plan;
 
 use std::process::ExitCode;
 
+use qcow2_format::header::Version;
 use qcow2_image::copy::{CopyError, CopyOptions, Target, copy, copy_bitmaps};
 use qcow2_image::{BitmapState, ImageError};
 use qcow2_io::Storage;
@@ -13,6 +14,7 @@ use self::concat::Concat;
 use self::plan::Plan;
 use super::args::{self, Failure};
 use super::create;
+use super::creation::Creation;
 use super::progress::Progress;
 use crate::node::{Access, Node, NodeOptions, Opener};
 use crate::words::system;
@@ -52,6 +54,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         })?;
     }
     let target = open_target(&plan, creation.get("encrypt.key-secret"))?;
+    check_bitmaps(&plan, &target)?;
     let target_len = target.storage().len().unwrap_or(0);
     if plan.keeps_target && target_len < len {
         return Err(Failure::new("output file is smaller than input file"));
@@ -61,7 +64,14 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             "Compression not supported for this file format",
         ));
     }
-    copy_data(&plan, source, len, &target, console)?;
+    copy_data(
+        &plan,
+        source,
+        len,
+        &target,
+        is_reserved(&plan, &creation),
+        console,
+    )?;
     if plan.bitmaps {
         carry_bitmaps(&plan, &sources, &target, console)?;
     }
@@ -70,9 +80,24 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether the target was made just now with space for all of it, reads as zeros, and is to keep that space.
+fn is_reserved(plan: &Plan, creation: &Creation) -> bool {
+    let is_file = || std::fs::metadata(&plan.target).is_ok_and(|found| found.is_file());
+    let set = |key: &str| creation.get(key).is_some_and(|value| !value.is_empty());
+    let has_space = matches!(creation.get("preallocation"), Some("falloc" | "full"));
+    has_space
+        && !plan.keeps_target
+        && !set("encrypt.format")
+        && !set("encryption")
+        && !set("backing_file")
+        && !set("data_file")
+        && is_file()
+}
+
 fn open_sources(plan: &Plan) -> Result<Vec<Node>, Failure> {
     let access = Access {
         force_share: plan.force_share,
+        direct: plan.source_cache.direct,
         snapshot: plan.snapshot.clone(),
         ..Access::read()
     };
@@ -89,6 +114,7 @@ fn open_target(plan: &Plan, secret: Option<&str>) -> Result<Node, Failure> {
     };
     let access = Access {
         unmap: true,
+        direct: plan.cache.direct,
         ..Access::write()
     };
     let opened = if plan.target_image_opts {
@@ -112,13 +138,14 @@ fn copy_data(
     source: &dyn Storage,
     len: u64,
     target: &Node,
+    is_new_and_reserved: bool,
     console: &Console,
 ) -> Result<(), Failure> {
     let progress = Progress::new(console, plan.progress && !plan.quiet, len);
     let mut options = CopyOptions::new()
         .sparse(plan.sparse)
         .salvage(plan.salvage)
-        .target_is_zero(plan.target_is_zero)
+        .target_is_zero(plan.target_is_zero || is_new_and_reserved)
         .zero_rest(!plan.keeps_target)
         .rate(plan.rate)
         .monitor(&progress);
@@ -162,6 +189,18 @@ fn failed(error: &CopyError) -> Failure {
     }
 }
 
+/// Refuses a target that can't have bitmaps, before anything is copied.
+fn check_bitmaps(plan: &Plan, target: &Node) -> Result<(), Failure> {
+    let version = target.image().map(|image| image.header().version);
+    if plan.bitmaps && version != Some(Version::V3) {
+        return Err(Failure::new(format_args!(
+            "Format driver '{}' does not support bitmaps",
+            target.driver
+        )));
+    }
+    Ok(())
+}
+
 fn carry_bitmaps(
     plan: &Plan,
     sources: &[Node],
@@ -170,7 +209,7 @@ fn carry_bitmaps(
 ) -> Result<(), Failure> {
     let source = sources.first().and_then(Node::image);
     let (Some(source), Some(target)) = (source, target.image()) else {
-        return Err(Failure::new("Source lacks bitmap support"));
+        return Ok(());
     };
     let bitmaps = source.bitmaps().unwrap_or_default();
     for bitmap in bitmaps {

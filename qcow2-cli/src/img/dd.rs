@@ -10,7 +10,7 @@ use super::create;
 use super::creation::{Creation, Format, refused};
 use crate::node::Access;
 use crate::words::getopt::{Long, Spec};
-use crate::words::{size, system};
+use crate::words::system;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
@@ -54,7 +54,7 @@ const USAGE: &str = "qemu-img dd [-f FMT | --image-opts] [-O FMT] [-U] [--object
 
 Copy blocks of a disk into a new image.
   bs=BLOCK_SIZE          bytes of a block (default: 512)
-  count=BLOCKS           no more than so many
+  count=BLOCKS           stop behind so many, counted from the start of INPUT
   skip=BLOCKS            leave out so many at the start
   if=INPUT, of=OUTPUT    from where to where
   -f, --format FMT       format of INPUT
@@ -89,15 +89,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             "if" => input = Some(value),
             "of" => output = Some(value),
             "bs" => {
-                block = number("bs", value)?;
-                if !(1..=i32::MAX.unsigned_abs().into()).contains(&block) {
-                    return Err(Failure::new(
-                        "Invalid bs specified. Must be between 1 and 2147483647.",
-                    ));
-                }
+                block = args::number("bs", value, 1..=i32::MAX.unsigned_abs().into())?;
             }
-            "count" => count = Some(number("count", value)?),
-            "skip" => skip = number("skip", value)?,
+            "count" => count = Some(args::number("count", value, args::ANY_BYTES)?),
+            "skip" => skip = args::number("skip", value, args::ANY_BYTES)?,
             other => return Err(Failure::new(format_args!("unrecognized operand {other}"))),
         }
     }
@@ -113,26 +108,25 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         .storage()
         .len()
         .map_err(|error| Failure::new(system::describe(&error)))?;
-    let end = count.map_or(len, |count: u64| {
-        skip.saturating_add(count).saturating_mul(block).min(len)
-    });
+    // As the reference program has it, `count` counts from the start of the disk, not from behind `skip`.
+    let end = count.map_or(len, |count: u64| count.saturating_mul(block).min(len));
     let start = skip.saturating_mul(block);
-    if start > len && end >= len {
+    if start > end {
         crate::complain!(
             console,
             "qemu-img: {input}: cannot skip to specified offset"
         );
     }
     let size = end.saturating_sub(start);
-    let target_format = Format::from_name(&target_format).map_err(Failure::new)?;
+    let target_format =
+        Format::from_name(&target_format).map_err(|_| Failure::new("Unknown file format"))?;
     let mut creation = Creation::new(target_format);
     creation
         .set("size", &size.to_string())
         .map_err(|refusal| refused("", refusal).without_name())?;
     create::make(output, &creation, size, &common.objects).map_err(|text| {
         Failure::new(format_args!(
-            "{output}: error while creating output image of type '{}': {text}",
-            target_format.name()
+            "{output}: error while creating output image: {text}"
         ))
     })?;
     let plain = Common {
@@ -150,11 +144,4 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     drop((from, to));
     args::close(target)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn number(_name: &str, value: &str) -> Result<u64, Failure> {
-    let parsed = size::parse(value)
-        .ok()
-        .filter(|value| i64::try_from(*value).is_ok());
-    parsed.ok_or_else(|| Failure::new(format_args!("invalid number: '{value}'")))
 }

@@ -9,7 +9,7 @@ use qcow2_io::Storage;
 use super::args::{self, Common, Failure, Output};
 use crate::node::{Access, Node};
 use crate::words::getopt::{Long, Spec};
-use crate::words::{size, system};
+use crate::words::system;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
@@ -85,8 +85,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             }
             'f' => format = Some(value),
             'U' => force_share = true,
-            's' => start = bytes("start offset", &value)?,
-            'l' => max = Some(bytes("max length", &value)?),
+            's' => start = args::number("start offset", &value, args::ANY_BYTES)?,
+            'l' => max = Some(args::number("max length", &value, args::ANY_BYTES)?),
             '\u{1}' => output = Output::from_name("map", &value)?,
             '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
             _ => common.image_opts = true,
@@ -107,6 +107,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         .map_err(|error| failed(system::describe(&error)))?;
     let end = max.map_or(len, |max| start.saturating_add(max).min(len));
     let names = layer_names(&node);
+    let window = window_start(&node);
     let chain = match node.image() {
         Some(image) => image.chain(),
         None => Chain::raw(&*storage),
@@ -123,7 +124,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     let mut first = true;
     for row in rows {
-        let row = row.map_err(|error| failed(system::describe(&error)))?;
+        let mut row = row.map_err(|error| failed(system::describe(&error)))?;
+        row.offset = row.offset.map(|offset| offset + window);
         match output {
             Output::Json => {
                 let before = if first { "[" } else { ",\n" };
@@ -133,14 +135,25 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         }
         first = false;
     }
+    if output == Output::Json && first {
+        // A row without length, where there is nothing to tell.
+        console.out(format_args!(
+            "[{{ \"start\": {start}, \"length\": 0, \"depth\": 0, \"present\": false, \"zero\": false, \"data\": false, \"compressed\": false}}"
+        ));
+    }
     if output == Output::Json {
-        say!(console, "{}]", if first { "[" } else { "" });
+        say!(console, "]");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn bytes(what: &str, text: &str) -> Result<u64, Failure> {
-    size::parse(text).map_err(|_| Failure::new(format_args!("Invalid {what} specified: '{text}'.")))
+/// Where in its file a plain disk begins.
+fn window_start(node: &Node) -> u64 {
+    let mut options = node.options.clone();
+    match node.driver {
+        "raw" => options.take_size("offset").ok().flatten().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// Which file the data of each layer lies in.

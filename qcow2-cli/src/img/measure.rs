@@ -250,7 +250,8 @@ pub(super) fn snapshot_key(text: &str) -> Result<SnapshotKey, Failure> {
         match key.as_str() {
             "snapshot.id" => id = Some(value),
             "snapshot.name" => name = Some(value),
-            _ => {
+            other => {
+                Console::warn(format_args!("qemu-img: Invalid parameter '{other}'\n"));
                 return Err(Failure::new(format_args!(
                     "Failed in parsing snapshot param '{text}'"
                 )));

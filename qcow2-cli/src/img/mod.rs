@@ -4,6 +4,7 @@
 
 mod amend;
 mod args;
+mod bench;
 mod bitmap;
 mod check;
 mod commit;
@@ -35,6 +36,7 @@ type Command = fn(&[String], &Console) -> Result<ExitCode, Failure>;
 /// Commands by their names, in the order in which help lists them.
 const COMMANDS: &[(&str, Command)] = &[
     ("amend", amend::run),
+    ("bench", bench::run),
     ("bitmap", bitmap::run),
     ("check", check::run),
     ("commit", commit::run),

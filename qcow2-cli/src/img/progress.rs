@@ -1,7 +1,10 @@
 //! How far long work is: `-p`, and the signal that asks for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use qcow2_image::Monitor;
 
@@ -12,10 +15,12 @@ pub(crate) struct Progress<'a> {
     console: &'a Console,
     shown: bool,
     asked: Arc<AtomicBool>,
-    /// Hundredths of a percent that were shown last.
-    last: AtomicU64,
+    /// Hundredths of a percent that were shown last. Threads tell their steps in any order.
+    last: Mutex<Option<u64>>,
     /// What the whole is that a part of the work is counted in.
     total: u64,
+    /// Bytes a second that the work may do, and since when.
+    limit: Option<(u64, Instant)>,
 }
 
 impl<'a> Progress<'a> {
@@ -28,11 +33,28 @@ impl<'a> Progress<'a> {
             console,
             shown,
             asked,
-            last: AtomicU64::new(u64::MAX),
+            last: Mutex::default(),
             total,
+            limit: None,
         };
         progress.at(0);
         progress
+    }
+
+    /// Holds the work back, so that it does no more bytes a second; 0 for no limit.
+    pub(crate) fn limited(mut self, bytes_per_second: u64) -> Self {
+        self.limit = (bytes_per_second > 0).then(|| (bytes_per_second, Instant::now()));
+        self
+    }
+
+    /// How long work that has done so much has to wait.
+    fn wait(&self, done: u64) -> Duration {
+        let Some((rate, since)) = self.limit else {
+            return Duration::ZERO;
+        };
+        let nanos = u128::from(done) * 1_000_000_000 / u128::from(rate);
+        let due = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        due.saturating_sub(since.elapsed())
     }
 
     /// So many bytes are done.
@@ -45,26 +67,31 @@ impl<'a> Progress<'a> {
         if !self.shown && !asked {
             return;
         }
-        let last = self.last.swap(part, Ordering::Relaxed);
-        // A step that nobody can see is none; the last one always shows.
-        if asked
-            || last == u64::MAX
-            || part.saturating_sub(last) >= 100
-            || (part == 10_000 && last != part)
-        {
-            let (whole, rest) = (part / 100, part % 100);
-            let end = if self.shown { '\r' } else { '\n' };
-            self.console
-                .out(format_args!("    ({whole}.{rest:02}/100%){end}"));
-            self.console.flush();
-        } else {
-            self.last.store(last, Ordering::Relaxed);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // A step that nobody can see is none, nor is one back; the last one always shows.
+        let is_step = match *last {
+            None => true,
+            Some(last) => part >= last.saturating_add(100) || (part == 10_000 && last != part),
+        };
+        if !asked && !is_step {
+            return;
         }
+        *last = Some(part.max(last.unwrap_or(0)));
+        let (whole, rest) = (part / 100, part % 100);
+        let end = if self.shown { '\r' } else { '\n' };
+        self.console
+            .out(format_args!("    ({whole}.{rest:02}/100%){end}"));
+        self.console.flush();
     }
 
     /// All is done.
     pub(crate) fn end(&self) {
         self.at(self.total);
+        self.end_here();
+    }
+
+    /// It ends, whether or not all is done.
+    pub(crate) fn end_here(&self) {
         if self.shown {
             self.console.out(format_args!("\n"));
             self.console.flush();
@@ -75,5 +102,9 @@ impl<'a> Progress<'a> {
 impl Monitor for Progress<'_> {
     fn progress(&self, done: u64, _total: u64) {
         self.at(done.min(self.total));
+        let wait = self.wait(done);
+        if wait > Duration::ZERO {
+            thread::sleep(wait);
+        }
     }
 }

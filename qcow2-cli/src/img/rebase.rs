@@ -9,7 +9,7 @@ use qcow2_image::rebase::RebaseOptions;
 use qcow2_io::Storage;
 use qcow2_io::codec::Level;
 
-use super::args::{self, Common, Failure};
+use super::args::{self, CacheMode, Common, Failure};
 use super::progress::Progress;
 use crate::node::{self, Access, Content};
 use crate::words::getopt::{Long, Spec};
@@ -130,6 +130,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let mut common = Common::default();
     let (mut format, mut backing, mut backing_format) = (None, None, None);
     let (mut unsafely, mut compress, mut shown, mut quiet) = (false, false, false, false);
+    let mut cache = CacheMode::default();
+    let mut source_cache = cache;
     for (code, value) in parsed.options {
         match code {
             'h' => {
@@ -145,6 +147,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'q' => quiet = true,
             '\u{1}' => common.objects.add(&value).map_err(Failure::new)?,
             '\u{2}' => common.image_opts = true,
+            't' => cache = CacheMode::of_target(&value)?,
+            'T' => source_cache = CacheMode::of_source(&value)?,
             _ => {}
         }
     }
@@ -159,6 +163,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     let access = Access {
         no_backing: unsafely,
+        direct: cache.direct,
         ..Access::write()
     };
     let top = common.open(name, format.as_deref(), &access)?;
@@ -180,6 +185,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let Some((mut image, below)) = top.into_image() else {
         return Err(cannot_change("Operation not supported"));
     };
+    let progress = Progress::new(console, shown && !quiet, total);
     if unsafely {
         let names = match (&new_name, &backing_format) {
             (None, _) => None,
@@ -197,7 +203,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 let opened = node::open(
                     &resolved,
                     backing_format.as_deref(),
-                    &Access::read(),
+                    &Access {
+                        direct: source_cache.direct,
+                        ..Access::read()
+                    },
                     &common.objects,
                 );
                 let opened = opened.map_err(|error| {
@@ -220,7 +229,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 Some((file, opened))
             }
         };
-        let progress = Progress::new(console, shown && !quiet, total);
         let mut options = RebaseOptions::new().monitor(&progress);
         if compress {
             options = options.compress(Level::default());
@@ -234,8 +242,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 ChainError::Image(error) => cannot_change(&system::describe(error)),
                 error => cannot_change(&error.to_string()),
             })?;
-        progress.end();
     }
+    progress.end();
     image
         .close()
         .map_err(|error| Failure::new(system::describe(&error)))?;

@@ -1,6 +1,6 @@
 //! What `qemu-img` says, and what we say.
 
-use super::beside::{compare, is_available, scene};
+use super::beside::{compare, compare_disks, is_available, scene};
 
 /// Splits lines at blanks; `''` is an empty word.
 fn compare_lines(lines: &[&str]) {
@@ -17,6 +17,15 @@ fn compare_lines(lines: &[&str]) {
         .collect();
     let words: Vec<&[&str]> = split.iter().map(Vec::as_slice).collect();
     compare("qemu-img", scene().path(), &words);
+}
+
+/// The same for what comes of them: the image `x` reads as the real tool's does, and is sound.
+fn compare_made(strict: bool, lines: &[&str]) {
+    if is_available(lines.len(), "images that qemu-img makes, too") {
+        let words: Vec<Vec<&str>> = lines.iter().map(|line| line.split(' ').collect()).collect();
+        let words: Vec<&[&str]> = words.iter().map(Vec::as_slice).collect();
+        compare_disks(scene().path(), "x", strict, &words);
+    }
 }
 
 #[test]
@@ -209,4 +218,114 @@ fn images_are_changed_and_looked_at_in_the_same_words() {
         "snapshot -l -a foo s.qcow2",
         "foo",
     ]);
+}
+
+#[test]
+fn benchmarks_are_asked_for_in_the_same_words() {
+    compare_lines(&[
+        "bench -c 100 c.qcow2",
+        "bench -c 100 -w base.qcow2",
+        "bench -c 100 -w --flush-interval=70 --pattern 65 base.qcow2",
+        "bench -c 100 -w --flush-interval=10 --no-drain -d 8 -s 8k -S 16k -o 512k base.qcow2",
+        "bench -c 100 -d 4 -w --flush-interval=2 base.qcow2",
+        "bench -c 0 base.qcow2",
+        "bench -c x base.qcow2",
+        "bench -c 99999999999 base.qcow2",
+        "bench -d 0 base.qcow2",
+        "bench -o -1 base.qcow2",
+        "bench -s 0 base.qcow2",
+        "bench -s 3G base.qcow2",
+        "bench -S x base.qcow2",
+        "bench -S 0 -c 3 base.qcow2",
+        "bench --pattern 300 -w base.qcow2",
+        "bench --flush-interval 3 base.qcow2",
+        "bench -q -c 10 base.qcow2",
+        "bench -U -c 10 base.qcow2",
+        "bench -w -U -c 5 base.qcow2",
+        "bench -c 10 -o 17M base.qcow2",
+        "bench -c 10 -s 5M base.qcow2",
+        "bench -i foo base.qcow2",
+        "bench -i io_uring -c 5 base.qcow2",
+        "bench -n -c 5 base.qcow2",
+        "bench -t foo base.qcow2",
+        "bench -t unsafe -w -c 5 base.qcow2",
+        "bench -f raw -c 5 base.qcow2",
+        "bench -f foo -c 5 base.qcow2",
+        "bench --image-opts -c 2 driver=qcow2,file.filename=base.qcow2",
+        "bench -c 3 nofile",
+        "bench",
+        "bench a b",
+    ]);
+}
+
+#[test]
+fn numbers_and_modes_that_make_no_sense_are_refused_in_the_same_words() {
+    compare_lines(&[
+        "bitmap --add -g x c.qcow2 b",
+        "bitmap --add -g -1 c.qcow2 b",
+        "bitmap --add -U c.qcow2 b",
+        "bitmap --add s.qcow2 b",
+        "bitmap --add --merge b -b s.qcow2 ext.qcow2 b",
+        "bitmap --add c.qcow2 ''",
+        "commit -r x d.qcow2",
+        "commit -r -1 d.qcow2",
+        "commit -t foo d.qcow2",
+        "commit r.raw",
+        "compare -T foo c.qcow2 d.qcow2",
+        "convert -t foo c.qcow2 x",
+        "convert -T foo c.qcow2 x",
+        "convert -m x c.qcow2 x",
+        "convert -r x c.qcow2 x",
+        "convert -r -1 c.qcow2 x",
+        "convert -S x c.qcow2 x",
+        "convert -S 32M c.qcow2 x",
+        "convert -l one r.raw x",
+        "convert -l one s.qcow2 s.qcow2 x",
+        "convert -l snapshot.foo=1 s.qcow2 x",
+        "convert -F qcow2 c.qcow2 x",
+        "convert --bitmaps -O raw s.qcow2 x",
+        "convert -n -O qcow2 --target-image-opts c.qcow2 driver=qcow2,file.filename=base.qcow2",
+        "dd if=c.qcow2 of=x bs=x",
+        "dd if=c.qcow2 of=x bs=-1",
+        "dd if=c.qcow2 of=x count=x",
+        "dd if=c.qcow2 of=x skip=-5",
+        "dd if=c.qcow2 of=x bs=1k count=2 skip=4",
+        "dd -O foo if=c.qcow2 of=x",
+        "dd if=c.qcow2 of=/nodir/x",
+        "map -s -1 c.qcow2",
+        "map -l x c.qcow2",
+        "map --output=json -s 8M c.qcow2",
+        "map --output=json -l 0 c.qcow2",
+        "rebase -t foo -b base.qcow2 -F qcow2 d.qcow2",
+        "rebase -T foo -b base.qcow2 -F qcow2 d.qcow2",
+        "rebase -p -u -b base.qcow2 -F qcow2 d.qcow2",
+    ]);
+}
+
+#[test]
+fn what_is_made_shows_the_same_disk() {
+    compare_made(
+        true,
+        &[
+            "convert -O qcow2 -S 1536 c.qcow2 x",
+            "convert -O qcow2 -o size=10M c.qcow2 x",
+            "convert -O qcow2 -o size=512k c.qcow2 x",
+            "convert -O qcow2 -o preallocation=full c.qcow2 x",
+            "convert -O qcow2 -o preallocation=falloc c.qcow2 x",
+            "convert -O qcow2 -t none -T none d.qcow2 x",
+            "convert -c -O qcow2 d.qcow2 x",
+            "convert -O qcow2 -B c.qcow2 -F qcow2 d.qcow2 x",
+            "convert -O qcow2 c.qcow2 r.raw x",
+            "convert -O qcow2 -l one s.qcow2 x",
+        ],
+    );
+    // Which leaves out zeros here.
+    compare_made(
+        false,
+        &[
+            "dd -O qcow2 if=c.qcow2 of=x bs=32k count=6 skip=1",
+            "dd -O qcow2 if=c.qcow2 of=x bs=1000 count=500",
+            "dd -O qcow2 if=c.qcow2 of=x bs=100k skip=3",
+        ],
+    );
 }

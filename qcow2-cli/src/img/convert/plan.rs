@@ -3,12 +3,11 @@
 use qcow2_image::SnapshotKey;
 use qcow2_io::codec::Level;
 
-use crate::img::args::{self, Common, Failure};
+use crate::img::args::{self, CacheMode, Common, Failure};
 use crate::img::creation::{self, Creation, Format, refused};
 use crate::img::measure::snapshot_key;
 use crate::node::Node;
 use crate::words::getopt::{Long, Spec};
-use crate::words::size;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
@@ -202,6 +201,8 @@ pub(super) struct Plan {
     pub(super) force_share: bool,
     pub(super) progress: bool,
     pub(super) quiet: bool,
+    pub(super) cache: CacheMode,
+    pub(super) source_cache: CacheMode,
     offload: bool,
     sparse_given: bool,
 }
@@ -237,7 +238,7 @@ impl Plan {
         plan.target_format = match (format, plan.target_image_opts, plan.keeps_target) {
             (Some(_), true, _) => {
                 return Err(Failure::new(
-                    "-O and --target-image-opts are mutually exclusive",
+                    "--image-opts and --format are mutually exclusive",
                 ));
             }
             (Some(format), false, _) => Some(format),
@@ -271,6 +272,8 @@ impl Plan {
             force_share: false,
             progress: false,
             quiet: false,
+            cache: CacheMode::default(),
+            source_cache: CacheMode::default(),
             offload: false,
             sparse_given: false,
         }
@@ -282,14 +285,15 @@ impl Plan {
             'l' => self.snapshot = Some(snapshot_key(&value)?),
             'S' => {
                 self.sparse_given = true;
-                let bytes = size::parse(&value).ok();
-                let fits = |bytes: &u64| bytes.is_multiple_of(512) && *bytes <= MAX_SPARSE;
-                self.sparse = bytes.filter(fits).ok_or_else(|| {
-                    Failure::new(
+                let bytes = args::number("buffer size for sparse output", &value, 0..=u64::MAX)?;
+                if !bytes.is_multiple_of(512) || bytes > MAX_SPARSE {
+                    return Err(Failure::new(
                         "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. \
                          Select 0 to disable sparse detection (fully allocates output).",
-                    )
-                })?;
+                    ));
+                }
+                // Zeros are looked for in pieces that are powers of two.
+                self.sparse = bytes.checked_ilog2().map_or(0, |bits| 1 << bits);
             }
             'C' => self.offload = true,
             'B' => self.backing = Some(value),
@@ -300,18 +304,13 @@ impl Plan {
             'p' => self.progress = true,
             'q' => self.quiet = true,
             'U' => self.force_share = true,
+            't' => self.cache = CacheMode::of_target(&value)?,
+            'T' => self.source_cache = CacheMode::of_source(&value)?,
             'm' => {
-                let number = value.parse::<u32>().ok();
-                if number.is_none_or(|number| !(1..=16).contains(&number)) {
-                    return Err(Failure::new(
-                        "Invalid number of coroutines specified. Must be between 1 and 16.",
-                    ));
-                }
+                args::number("number of coroutines", &value, 1..=16)?;
             }
             'r' => {
-                self.rate = size::parse(&value).map_err(|_| {
-                    Failure::new(format_args!("Invalid rate limit specified: '{value}'."))
-                })?;
+                self.rate = args::number("rate limit", &value, args::ANY_BYTES)?;
             }
             '\u{1}' => self.common.image_opts = true,
             '\u{2}' => self.target_image_opts = true,
@@ -363,6 +362,19 @@ impl Plan {
 
     /// What only the sources can tell.
     pub(super) fn check_sources(&self, sources: &[Node]) -> Result<(), Failure> {
+        if self.snapshot.is_some() && sources.len() > 1 {
+            return Err(Failure::new(
+                "No support for concatenating multiple snapshot",
+            ));
+        }
+        if self.snapshot.is_some()
+            && let Some(node) = sources.iter().find(|node| node.image().is_none())
+        {
+            return Err(Failure::new(format_args!(
+                "Failed to load snapshot: Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+                node.driver
+            )));
+        }
         if self.bitmaps && sources.iter().any(|node| node.image().is_none()) {
             return Err(Failure::new("Source lacks bitmap support"));
         }
@@ -397,7 +409,7 @@ impl Plan {
             (
                 "backing_fmt",
                 &self.backing_format,
-                "Backing format not supported",
+                "Backing file format not supported",
             ),
         ] {
             if let Some(value) = value {
@@ -406,11 +418,10 @@ impl Plan {
                 })?;
             }
         }
-        if creation.get("size").is_none() {
-            creation
-                .set("size", &len.to_string())
-                .map_err(|refusal| refused("", refusal).without_name())?;
-        }
+        // Whatever the list says, the target is as large as what is copied.
+        creation
+            .set("size", &len.to_string())
+            .map_err(|refusal| refused("", refusal).without_name())?;
         if self.compress.is_some() && format != Format::Qcow2 && !self.keeps_target {
             return Err(Failure::new(
                 "Compression not supported for this file format",

@@ -127,7 +127,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     };
     let access = Access {
         force_share,
-        check: true,
         ..Access::read()
     };
     let node = common.open(name, format.as_deref(), &access)?;

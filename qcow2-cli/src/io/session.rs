@@ -33,7 +33,6 @@ pub(super) struct Mode {
     copy_on_read: bool,
     force_share: bool,
     direct: bool,
-    no_flush: bool,
     write_through: bool,
     unmap: bool,
 }
@@ -48,7 +47,6 @@ impl Default for Mode {
             copy_on_read: false,
             force_share: false,
             direct: false,
-            no_flush: false,
             write_through: false,
             unmap: true,
         }
@@ -84,12 +82,12 @@ impl Mode {
 
     /// Takes a cache mode.
     pub(super) fn cache(&mut self, name: &str) -> Result<(), String> {
-        (self.direct, self.no_flush, self.write_through) = match name {
-            "none" | "off" => (true, false, false),
-            "writeback" => (false, false, false),
-            "unsafe" => (false, true, false),
-            "directsync" => (true, false, true),
-            "writethrough" => (false, false, true),
+        (self.direct, self.write_through) = match name {
+            "none" | "off" => (true, false),
+            // Durability is not given up, whoever would allow it.
+            "writeback" | "unsafe" => (false, false),
+            "directsync" => (true, true),
+            "writethrough" => (false, true),
             other => return Err(format!("Invalid cache option: {other}")),
         };
         Ok(())
@@ -110,8 +108,6 @@ impl Mode {
             write: !self.read_only,
             force_share: self.force_share,
             direct: self.direct,
-            no_flush: self.no_flush,
-            write_through: self.write_through,
             unmap: self.unmap,
             copy_on_read: self.copy_on_read,
             temporary_overlay: self.snapshot,

@@ -41,16 +41,10 @@ pub struct Access {
     pub force_share: bool,
     /// Past the page cache.
     pub direct: bool,
-    /// Flushes do nothing.
-    pub no_flush: bool,
-    /// Each write is flushed.
-    pub write_through: bool,
     /// Without the backing chain: what an image does not have itself reads as zeros.
     pub no_backing: bool,
     /// Discards, and zero writes that may unmap, give space back.
     pub unmap: bool,
-    /// For a check: open what would otherwise be refused, such as bitmaps that are broken.
-    pub check: bool,
     /// Without the keys of encrypted images: for what is known about them.
     pub locked: bool,
     /// What is read from the backing chain is kept.

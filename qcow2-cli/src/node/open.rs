@@ -121,9 +121,8 @@ impl Opener<'_> {
         if let Some(direct) = options.take_switch("cache.direct")? {
             access.direct = direct;
         }
-        if let Some(no_flush) = options.take_switch("cache.no-flush")? {
-            access.no_flush = no_flush;
-        }
+        // Durability is not given up, whoever would allow it.
+        options.take_switch("cache.no-flush")?;
         if let Some(share) = options.take_switch("force-share")? {
             access.force_share = share;
         }

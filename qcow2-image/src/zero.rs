@@ -288,7 +288,7 @@ impl Image {
         let last = self.in_cluster(range.end - 1) / sub;
         let bits = (first..=last).fold(0_u64, |bits, number| bits | 1 << number);
         let bitmap = (found.entry.bitmap() & !bits) | bits << 32;
-        if bitmap == found.entry.bitmap() || (self.backing.is_none() && found.entry.is_empty()) {
+        if bitmap == found.entry.bitmap() {
             return Ok(());
         }
         let entry = L2Entry::from_bits(found.entry.word(), bitmap);
@@ -364,8 +364,9 @@ impl Image {
         let after = match fate {
             Fate::Forget => L2Entry::default(),
             _ if self.is_version2() => L2Entry::default(),
-            // Without a backing file, what is not there reads as zeros already.
-            _ if empty && self.backing.is_none() => return None,
+            // Without a backing file, what is not there reads as zeros already. Zeros that were written are noted all the
+            // same, as QEMU does: they show in the map, and stay if the image gets a backing file later.
+            Fate::Discard if empty && self.backing.is_none() => return None,
             Fate::Zero if has_place => zero(entry.word()),
             Fate::ZeroAndUnmap | Fate::Discard if has_place && self.discard_no_unref => {
                 zero(entry.word())

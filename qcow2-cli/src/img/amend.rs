@@ -178,7 +178,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         return Ok(ExitCode::SUCCESS);
     }
     let [name] = parsed.operands.as_slice() else {
-        return Err(Failure::usage("amend", "Expecting one image file name"));
+        return Err(Failure::new("Expecting one image file name"));
     };
     let node = common.open(name, format.as_deref(), &Access::write())?;
     if wants_help {

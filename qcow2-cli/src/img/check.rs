@@ -133,6 +133,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     if node.image().is_none() {
         return Err(Failure::new("This image format does not support checks").code(NO_CHECKER));
     }
+    let unknown = node
+        .image()
+        .is_some_and(|image| image.header().autoclear.unknown() != 0);
     // What is done on the way is not told to programs, and not to the quiet.
     let listener = (output == Output::Human && !quiet).then_some(console);
     let (report, fixed) = match level {
@@ -147,6 +150,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             listener,
         )?,
     };
+    if unknown && level.is_some() && report.counts.corruptions == 0 {
+        // Whoever opens an image for writing clears the bits that it does not know.
+        args::close(common.open(name, format.as_deref(), &Access::write())?)?;
+    }
     if report.fatal {
         return Ok(ExitCode::from(1));
     }

@@ -131,6 +131,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let access = Access {
         writable_layers: depth,
         direct: cache.direct,
+        unmap: true,
         ..Access::write()
     };
     let node = common.open(name, format.as_deref(), &access)?;

@@ -147,6 +147,8 @@ fn copy_data(
         .salvage(plan.salvage)
         .target_is_zero(plan.target_is_zero || is_new_and_reserved)
         .zero_rest(!plan.keeps_target)
+        .write_zeros(plan.keeps_target)
+        .ordered(!plan.any_order && target.image().is_some())
         .rate(plan.rate)
         .monitor(&progress);
     if let Some(level) = plan.compress {

@@ -164,9 +164,15 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let access = Access {
         no_backing: unsafely,
         direct: cache.direct,
+        unmap: true,
         ..Access::write()
     };
     let top = common.open(name, format.as_deref(), &access)?;
+    if compress && top.image().is_none() {
+        return Err(Failure::new(
+            "Compression not supported for this file format",
+        ));
+    }
     if let Some(format) = backing_format.as_deref()
         && !KNOWN_FORMATS.contains(&format)
     {

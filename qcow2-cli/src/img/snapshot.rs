@@ -195,6 +195,7 @@ fn create(node: &Node, name: &str) -> Result<(), Failure> {
         .image()
         .ok_or_else(|| wrap("Operation not supported".to_owned()))?;
     let mut options = SnapshotOptions::new(name);
+    options.keep_loose_state = true;
     // Machines don't run here, and their instructions are not counted.
     options.icount = Some(0);
     options.vm_clock = Duration::ZERO;

@@ -277,15 +277,23 @@ pub(super) fn names_of_incompatible(area: &[u8], bits: u64) -> Vec<FeatureName> 
     names
 }
 
+/// The names, and whether the table ends with a whole entry. One that is cut short counts as far as it goes.
 fn feature_names(data: &[u8]) -> (Vec<FeatureName>, bool) {
     let (entries, rest) = data.as_chunks::<48>();
+    let mut last = [0; 48];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    let last = (!rest.is_empty()).then_some(&last);
     let names = entries
         .iter()
+        .chain(last)
         .map(|[kind, bit, name @ ..]| FeatureName {
             kind: *kind,
             bit: *bit,
             padded_name: *name,
         })
+        .filter(|name| name.padded_name.iter().any(|byte| *byte != 0) || rest.is_empty())
         .collect();
     (names, rest.is_empty())
 }

@@ -54,6 +54,7 @@ pub struct CopyOptions<'a> {
     pub(super) only_changes: bool,
     pub(super) salvage: bool,
     ordered: Option<bool>,
+    pub(super) write_zeros: bool,
     pub(super) checkpoints: u64,
     pub(super) resume: Option<Checkpoint>,
     pub(super) rate: u64,
@@ -76,6 +77,7 @@ impl Default for CopyOptions<'_> {
             only_changes: false,
             salvage: false,
             ordered: None,
+            write_zeros: false,
             checkpoints: 0,
             resume: None,
             rate: 0,
@@ -169,6 +171,13 @@ impl<'a> CopyOptions<'a> {
     /// copies.
     pub fn only_changes(mut self, on: bool) -> Self {
         self.only_changes = on;
+        self
+    }
+
+    /// Zeros are written even where the target reads as zeros by itself: so an image notes zeros of its own, which stay if it
+    /// gets another backing file. A [target that is zero](CopyOptions::target_is_zero) gets none all the same.
+    pub fn write_zeros(mut self, on: bool) -> Self {
+        self.write_zeros = on;
         self
     }
 

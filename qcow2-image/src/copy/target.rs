@@ -114,6 +114,7 @@ impl<'a> Place<'a> {
             _ if options.layers.is_some() => false,
             _ if options.target_is_zero => true,
             Some(was_zero) => was_zero,
+            None if options.write_zeros => false,
             None => {
                 reads_as_zeros(storage, shift..before.min(end).max(shift))?
                     && (!options.zero_rest
@@ -132,7 +133,7 @@ impl<'a> Place<'a> {
             zero_from: if is_zero || options.reserve {
                 0
             } else {
-                before.saturating_sub(shift)
+                shown_end(target, before, options)?.saturating_sub(shift)
             },
             unit,
             granule,
@@ -265,6 +266,28 @@ fn reads_as_zeros(storage: &dyn Storage, range: Range<u64>) -> Result<bool, Copy
         at = end;
     }
     Ok(true)
+}
+
+/// Where a target ends that shows the layers which are left out: behind the end of its backing file there is nothing to
+/// show, and a new image reads as zeros.
+fn shown_end(
+    target: Target<'_>,
+    len: u64,
+    options: &CopyOptions<'_>,
+) -> Result<u64, CopyError> {
+    let (Target::Image(image), Some(_)) = (target, options.layers) else {
+        return Ok(len);
+    };
+    let below = match &image.backing {
+        Some(backing) => backing.len(),
+        None => return Ok(len),
+    };
+    let below = below.map_err(|error| CopyError::target_at(0, len, error))?;
+    if below >= len {
+        return Ok(len);
+    }
+    let nothing = reads_as_zeros(image, below..len)?;
+    Ok(if nothing && !options.write_zeros { below } else { len })
 }
 
 /// Has space kept for a range, which reads as zeros then.

@@ -69,6 +69,9 @@ pub struct SnapshotOptions {
     pub icount: Option<u64>,
     /// Bytes of machine state that were [written](Image::write_vm_state) for it; 0 if it has none.
     pub vm_state_size: u64,
+    /// With a size of 0: what has been written of a state that no snapshot has taken over goes into this one, and stays in the
+    /// image, too, though nothing notes how long it is. Else it is dropped. qemu-img keeps it.
+    pub keep_loose_state: bool,
 }
 
 impl SnapshotOptions {
@@ -154,11 +157,12 @@ impl Image {
         let _closed = self.gate.close();
         self.check_snapshots_possible()?;
         let (mut snapshots, _) = self.snapshot_table()?;
-        if options.vm_state_size == 0 {
+        let keeps_loose = options.vm_state_size == 0 && options.keep_loose_state;
+        if options.vm_state_size > 0 {
+            self.check_vm_state(options.vm_state_size)?;
+        } else if !keeps_loose {
             // One that was never finished.
             self.drop_vm_state()?;
-        } else {
-            self.check_vm_state(options.vm_state_size)?;
         }
         let mut new = new_snapshot(options, &snapshots, self.virtual_size())?;
         new.l1_entries = u32::try_from(self.l1.len()).unwrap_or(u32::MAX);
@@ -186,8 +190,10 @@ impl Image {
             }
             Ok(())
         })?;
-        // Else the next one would be copied on write over it.
-        self.drop_vm_state()?;
+        if !keeps_loose {
+            // Else the next one would be copied on write over it.
+            self.drop_vm_state()?;
+        }
         Ok(id)
     }
 

@@ -195,6 +195,8 @@ pub(super) struct Plan {
     pub(super) keeps_target: bool,
     pub(super) target_is_zero: bool,
     pub(super) salvage: bool,
+    /// Pieces are written as they are ready.
+    pub(super) any_order: bool,
     pub(super) bitmaps: bool,
     pub(super) skip_broken: bool,
     pub(super) rate: u64,
@@ -266,6 +268,7 @@ impl Plan {
             keeps_target: false,
             target_is_zero: false,
             salvage: false,
+            any_order: false,
             bitmaps: false,
             skip_broken: false,
             rate: 0,
@@ -317,6 +320,7 @@ impl Plan {
             '\u{3}' => self.common.objects.add(&value).map_err(Failure::new)?,
             '\u{4}' => self.target_is_zero = true,
             '\u{5}' => self.salvage = true,
+            'W' => self.any_order = true,
             '\u{6}' => self.bitmaps = true,
             '\u{7}' => self.skip_broken = true,
             // Copies are parallel, and find their own way.
@@ -445,7 +449,9 @@ impl Plan {
                 "Compression not supported for this file format",
             ));
         }
-        if creation.get("backing_file").is_some() && creation.get("backing_fmt").is_none() {
+        if !self.keeps_target
+            && creation.get("backing_file").is_some()
+            && creation.get("backing_fmt").is_none() {
             return Err(Failure::new(
                 "Use of backing file requires explicit backing format",
             ));

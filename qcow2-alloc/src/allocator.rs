@@ -123,7 +123,7 @@ impl Allocator {
             if self.make_blocks(&mut state, first, count)? {
                 break (first, count);
             }
-            // A new block may lie where the clusters were to be.
+            // The new table may lie where the clusters were to be.
         };
         self.check_unused(first, count)?;
         self.raise(&mut state, first, count)?;
@@ -271,7 +271,7 @@ impl Allocator {
         }
     }
 
-    fn in_reach(&self, cluster: u64) -> Result<(), AllocError> {
+    pub(crate) fn in_reach(&self, cluster: u64) -> Result<(), AllocError> {
         if cluster >= HOST_OFFSET_LIMIT >> self.geometry().cluster_bits() {
             return Err(AllocError::FileTooLarge {
                 limit: HOST_OFFSET_LIMIT,
@@ -281,7 +281,7 @@ impl Allocator {
     }
 
     /// The first cluster in `from..end`, all of one block, whose refcount is 0.
-    fn next_free(&self, state: &State, from: u64, end: u64) -> Result<Option<u64>, AllocError> {
+    pub(crate) fn next_free(&self, state: &State, from: u64, end: u64) -> Result<Option<u64>, AllocError> {
         let geometry = self.geometry();
         let (block, _) = State::locate(geometry, from);
         let Some(offset) = self.block_at(state, block)? else {

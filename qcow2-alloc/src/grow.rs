@@ -8,8 +8,9 @@ use crate::state::State;
 use crate::{AllocError, Allocator};
 
 impl Allocator {
-    /// Sees to it that blocks for these clusters, which are free, exist. `false` if some had to be made: they lie on the first of
-    /// them, so that the rest stays in one piece.
+    /// Sees to it that blocks for these clusters, which are free, exist. `false` if the table had to be moved for that: the
+    /// clusters may be in use then. Blocks that are made lie behind the clusters, so that these stay in one piece and follow
+    /// what was handed out before.
     pub(crate) fn make_blocks(
         &self,
         state: &mut State,
@@ -17,22 +18,45 @@ impl Allocator {
         count: u64,
     ) -> Result<bool, AllocError> {
         let geometry = self.meta.geometry();
-        let last = first + (count - 1);
         let (first_block, _) = State::locate(geometry, first);
-        let (last_block, _) = State::locate(geometry, last);
+        let (last_block, _) = State::locate(geometry, first + (count - 1));
         if last_block >= state.table.len() {
             self.grow_table(state, last_block)?;
             return Ok(false);
         }
-        let mut at = first;
+        let mut behind = first + count;
         for block in first_block..=last_block {
-            if state.block(block).is_none() {
-                // Described by itself or by one of those before.
-                self.make_block(state, block, at)?;
-                at += 1;
+            while state.block(block).is_none() {
+                let at = self.first_free(state, behind)?;
+                let (own, _) = State::locate(geometry, at);
+                if own >= state.table.len() {
+                    self.grow_table(state, own)?;
+                    return Ok(false);
+                }
+                // The block's own cluster must be described, too, and be it by itself.
+                let next = match state.block(own) {
+                    None => own,
+                    Some(_) => block,
+                };
+                self.make_block(state, next, at)?;
+                behind = at + 1;
             }
         }
-        Ok(at == first)
+        Ok(true)
+    }
+
+    /// The first free cluster from `from` on, whatever the file's length.
+    fn first_free(&self, state: &State, mut from: u64) -> Result<u64, AllocError> {
+        let geometry = self.meta.geometry();
+        loop {
+            self.in_reach(from)?;
+            let (_, index) = State::locate(geometry, from);
+            let end = from - index + geometry.refcounts_per_block();
+            match self.next_free(state, from, end)? {
+                Some(found) => return Ok(found),
+                None => from = end,
+            }
+        }
     }
 
     /// Makes the block numbered `block` in the free cluster `at`, which it or another block describes.

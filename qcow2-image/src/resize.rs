@@ -125,10 +125,36 @@ impl Image {
             other => other,
         };
         if wanted != Preallocation::Off {
-            self.preallocate(old.next_multiple_of(self.cluster_size()), size, wanted)?;
+            let start = self.preallocation_start(old, cluster_end, hidden)?;
+            self.preallocate(start, size, wanted)?;
         }
         self.settle_closed()?;
         self.switch_size(size)
+    }
+
+    /// Where preallocation begins: with the cluster that the disk ended in, if that has no place.
+    fn preallocation_start(
+        &self,
+        old: u64,
+        cluster_end: u64,
+        hidden: u64,
+    ) -> Result<u64, ImageError> {
+        let next = old.next_multiple_of(self.cluster_size());
+        if old == next || self.rules.external_data {
+            return Ok(next);
+        }
+        let start = next - self.cluster_size();
+        if hidden <= start {
+            // One that has a place is passed over.
+            return Ok(start);
+        }
+        let found = self.find(old)?;
+        if let ClusterKind::Unallocated | ClusterKind::ZeroPlain = self.kind(old, found)? {
+            // The rest of it comes from the backing file.
+            let zeros = vec![0; usize::try_from(cluster_end - old).unwrap_or(0)];
+            self.write_guest(&[IoSlice::new(&zeros)], old, cluster_end - old)?;
+        }
+        Ok(next)
     }
 
     fn grow_data_file(&self, old: u64, size: u64) -> Result<(), ImageError> {

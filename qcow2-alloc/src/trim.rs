@@ -8,7 +8,7 @@ use crate::state::State;
 use crate::{AllocError, Allocator, Reason};
 
 impl Allocator {
-    /// Gives up the refcount blocks at the end of the table that count nothing, but perhaps themselves; tells how many they were.
+    /// Gives up the refcount blocks, but for the first, that count nothing, but perhaps themselves; tells how many they were.
     /// They are gone with the next commit, and their clusters are released. May be worth another call then: where they
     /// lay, a block may have nothing left to count.
     ///
@@ -26,7 +26,7 @@ impl Allocator {
             let (describes, index) = State::locate(self.geometry(), self.cluster_of(place));
             let own = (describes == block).then_some(index);
             if self.last_in_use(place, own)?.is_some() {
-                break;
+                continue;
             }
             if let Some(entry) = state.table.get_mut(block) {
                 *entry = RefcountTableEntry::default();
@@ -38,6 +38,7 @@ impl Allocator {
                 .overlap()
                 .remove(place, size, Kinds::REFCOUNT_BLOCK);
             state.set_maybe_free_from(block, 0);
+            state.first_block = state.first_block.min(block);
             if own.is_none() {
                 self.release(self.geometry().host_cluster(place), 1, Reason::Cut);
             }

@@ -235,7 +235,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 Some((file, opened))
             }
         };
-        let mut options = RebaseOptions::new().monitor(&progress);
+        let mut options = RebaseOptions::new().dense(true).monitor(&progress);
         if compress {
             options = options.compress(Level::default());
         }

@@ -127,6 +127,7 @@ impl Image {
             target: Sink::Disk(target),
             target_name: "base",
             size,
+            dense_below: 0,
         };
         let done = transfer(disks, &mut candidates, options.work)?;
         match base.image() {

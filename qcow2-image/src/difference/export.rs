@@ -148,6 +148,7 @@ pub fn export(
         target: Sink::Gaps(target, options.compress),
         target_name: "overlay",
         size,
+        dense_below: 0,
     };
     transfer(disks, candidates, options.work)
 }

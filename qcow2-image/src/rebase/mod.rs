@@ -23,6 +23,7 @@ use crate::{Image, ImageError, Monitor};
 pub struct RebaseOptions<'a> {
     work: Work<'a>,
     compress: Option<Level>,
+    dense: bool,
 }
 
 impl<'a> RebaseOptions<'a> {
@@ -43,6 +44,13 @@ impl<'a> RebaseOptions<'a> {
         self
     }
 
+    /// Zeros that the old backing file has within its length are stored as data, as qemu-img does, and take their space. Else
+    /// they are only noted.
+    pub fn dense(mut self, on: bool) -> Self {
+        self.dense = on;
+        self
+    }
+
     /// Who watches.
     pub fn monitor(mut self, monitor: &'a dyn Monitor) -> Self {
         self.work.monitor = Some(monitor);
@@ -55,6 +63,7 @@ impl fmt::Debug for RebaseOptions<'_> {
         f.debug_struct("RebaseOptions")
             .field("threads", &self.work.threads)
             .field("compress", &self.compress)
+            .field("dense", &self.dense)
             .finish_non_exhaustive()
     }
 }
@@ -158,14 +167,20 @@ impl Image {
             gap_end: 0,
             end: size,
         };
+        let source = old.storage().unwrap_or(&none);
         let disks = Disks {
-            source: old.storage().unwrap_or(&none),
+            source,
             source_name: "old backing file",
             other: new.storage().unwrap_or(&none),
             other_name: "new backing file",
             target: Sink::Gaps(self, options.compress),
             target_name: "image",
             size,
+            dense_below: if options.dense {
+                source.len().map_err(ImageError::from)?
+            } else {
+                0
+            },
         };
         transfer(disks, &mut candidates, options.work)
     }

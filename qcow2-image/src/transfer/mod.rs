@@ -86,6 +86,8 @@ pub(crate) struct Disks<'a> {
     pub(crate) target_name: &'static str,
     /// Nothing is stored behind this; bytes.
     pub(crate) size: u64,
+    /// Zeros below this are stored as data; bytes.
+    pub(crate) dense_below: u64,
 }
 
 /// Stores the candidates that differ.

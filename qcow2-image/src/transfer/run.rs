@@ -13,6 +13,9 @@ use crate::chain::ChainError;
 use crate::write::is_zero;
 use crate::{ImageError, Monitor};
 
+/// Zeros are stored as data in pieces of this many bytes; no cluster is larger.
+const PIECE: u64 = 2 << 20;
+
 /// What the threads of a transfer share.
 pub(super) struct Run<'a> {
     disks: Disks<'a>,
@@ -165,9 +168,37 @@ impl<'a> Run<'a> {
     }
 
     fn zero(&self, range: Range<u64>) -> Result<(), ChainError> {
+        let dense_end = self.disks.dense_below.clamp(range.start, range.end);
+        self.store_zeros(range.start..dense_end)?;
+        let range = dense_end..range.end;
+        if range.is_empty() {
+            return Ok(());
+        }
         let zeroed = self.disks.target.zero(range.clone());
         zeroed.map_err(|error| self.write_failed(&range, error))?;
         lock(&self.report).zeroed_bytes += range.end - range.start;
+        Ok(())
+    }
+
+    /// Stores zeros as data.
+    fn store_zeros(&self, range: Range<u64>) -> Result<(), ChainError> {
+        let zeros = vec![0; usize::try_from(PIECE.min(range.end - range.start)).unwrap_or(0)];
+        let mut at = range.start;
+        while at < range.end {
+            // Pieces end where clusters do.
+            let end = (at / PIECE + 1).saturating_mul(PIECE).min(range.end);
+            let piece = at..end;
+            let len = usize::try_from(end - at).unwrap_or(0);
+            let written = self
+                .disks
+                .target
+                .write(zeros.get(..len).unwrap_or_default(), at);
+            let compressed = written.map_err(|error| self.write_failed(&piece, error))?;
+            let mut report = lock(&self.report);
+            report.stored_bytes += piece.end - piece.start;
+            report.compressed_clusters += compressed;
+            at = end;
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use qcow2_cache::sync::{Mutex, MutexGuard, lock};
-use qcow2_cache::{Kinds, Metadata, MetadataError, Releases};
+use qcow2_cache::{Kinds, Metadata, MetadataError, PointerKind, Releases};
 use qcow2_format::geometry::HOST_OFFSET_LIMIT;
 use qcow2_format::{Geometry, HostCluster, HostOffset, RefcountTableEntry};
 use qcow2_io::Storage as _;
@@ -335,10 +335,10 @@ impl Allocator {
             || offset.get() >= HOST_OFFSET_LIMIT
         {
             let place = HostOffset::new(state.table_offset.get() + block as u64 * 8);
-            let detail = format!("it points at {offset}, where no block can lie");
+            let index = block as u64;
             return Err(self
                 .meta
-                .corrupt("refcount table entry", place, detail)
+                .bad_pointer(PointerKind::RefcountTable, index, place, offset)
                 .into());
         }
         Ok(Some(offset))

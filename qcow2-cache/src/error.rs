@@ -1,5 +1,7 @@
 //! What can go wrong with metadata.
 
+use std::fmt;
+
 use qcow2_format::{HeaderError, HostCluster, HostOffset};
 use qcow2_io::StorageError;
 use thiserror::Error;
@@ -37,6 +39,19 @@ pub enum MetadataError {
         /// What is wrong with it.
         detail: String,
     },
+    /// An entry of a table points at where what it should point at can't lie. If the image is writable, it is marked as corrupt and
+    /// takes no more writes.
+    #[error("{what} {index} at {offset} is corrupt: it points at {found}")]
+    BadPointer {
+        /// What kind of entry.
+        what: PointerKind,
+        /// Its index in the table.
+        index: u64,
+        /// Where the entry lies in the file.
+        offset: HostOffset,
+        /// What it points at.
+        found: HostOffset,
+    },
     /// The image has been found corrupt before, or a flush has failed and nobody knows what of the writes before it is there.
     #[error("the image takes no more writes, after what went wrong before")]
     Poisoned,
@@ -52,6 +67,25 @@ pub enum MetadataError {
     /// A flush that this one shared has failed.
     #[error("{0}")]
     Shared(String),
+}
+
+/// An entry that points at a cluster of metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PointerKind {
+    /// An entry of the refcount table, which points at a refcount block.
+    RefcountTable,
+    /// An entry of an L1 table, which points at an L2 table.
+    L1,
+}
+
+impl fmt::Display for PointerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RefcountTable => "refcount table entry",
+            Self::L1 => "L1 entry",
+        })
+    }
 }
 
 impl MetadataError {

@@ -16,8 +16,8 @@ pub mod sync;
 mod table;
 
 pub use commit::GroupCommit;
-pub use error::MetadataError;
-pub use metadata::{Metadata, MetadataOptions, Releases, field};
+pub use error::{MetadataError, PointerKind};
+pub use metadata::{Metadata, MetadataOptions, Releases, Watcher, field};
 pub use overlap::{Kinds, OverlapChecks, OverlapMap, Template, TooMuchMetadata};
 pub use rules::Rules;
 pub use table::{DirtySlice, Room, SliceWriter, TableCache};

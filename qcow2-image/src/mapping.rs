@@ -1,6 +1,6 @@
 //! From a place of the disk to where its bytes come from.
 
-use qcow2_cache::Room;
+use qcow2_cache::{PointerKind, Room};
 use qcow2_format::{
     ClusterKind, CompressedExtent, EntryRules, GuestOffset, HostOffset, L1Entry, L2Entry,
 };
@@ -178,8 +178,9 @@ impl Image {
     pub(crate) fn unaligned_table(&self, guest: u64, offset: HostOffset) -> ImageError {
         let index = self.l1_index(guest);
         let place = HostOffset::new(self.meta.header().l1_table_offset.get() + index * 8);
-        let detail = format!("its L2 table at {offset} does not start at a cluster");
-        self.meta.corrupt("the L1 entry", place, detail).into()
+        self.meta
+            .bad_pointer(PointerKind::L1, index, place, offset)
+            .into()
     }
 
     /// The entry at fault, for a message.

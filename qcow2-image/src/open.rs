@@ -216,7 +216,8 @@ impl Image {
                 refcount_slices: index(sizes.refcount_slices),
                 rules: options.rules,
             },
-        ));
+        )
+        .watched(options.watcher.clone()));
         let alloc = if options.read_only {
             None
         } else {

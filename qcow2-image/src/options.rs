@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qcow2_alloc::PassDiscard;
-use qcow2_cache::{OverlapChecks, Rules};
+use qcow2_cache::{OverlapChecks, Rules, Watcher};
 use qcow2_check::chain::References;
 #[cfg(feature = "encryption")]
 use qcow2_io::cipher::Secret;
@@ -46,6 +46,7 @@ pub struct ImageOptions {
     pub(crate) secrets: Secrets,
     pub(crate) snapshot: Option<SnapshotKey>,
     pub(crate) bitmap_interval: Duration,
+    pub(crate) watcher: Option<Watcher>,
     pub(crate) rules: Rules,
 }
 
@@ -108,6 +109,7 @@ impl Default for ImageOptions {
             secrets: Secrets::default(),
             snapshot: None,
             bitmap_interval: BITMAP_INTERVAL,
+            watcher: None,
             rules: Rules::ALL,
         }
     }
@@ -224,6 +226,12 @@ impl ImageOptions {
     #[cfg(feature = "encryption")]
     pub fn layer_secret(mut self, layer: usize, secret: impl Into<Arc<Secret>>) -> Self {
         self.secrets.by_layer.insert(layer, secret.into());
+        self
+    }
+
+    /// Who is told when the image is found corrupt.
+    pub fn watcher(mut self, watcher: Watcher) -> Self {
+        self.watcher = Some(watcher);
         self
     }
 

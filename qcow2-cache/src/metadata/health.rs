@@ -10,7 +10,7 @@ use qcow2_io::Storage;
 use super::Metadata;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
-use crate::{Kinds, MetadataError};
+use crate::{Kinds, MetadataError, PointerKind};
 
 /// Fields of the header that change while an image is in use, each within one sector; bytes.
 pub mod field {
@@ -196,11 +196,39 @@ impl Metadata {
         detail: impl Into<String>,
     ) -> MetadataError {
         self.poison();
-        MetadataError::Corrupt {
+        self.told(MetadataError::Corrupt {
             what,
             offset,
             detail: detail.into(),
+        })
+    }
+
+    /// An entry of a table points at where nothing of its kind can lie: as [`corrupt`](Self::corrupt).
+    #[cold]
+    pub fn bad_pointer(
+        &self,
+        what: PointerKind,
+        index: u64,
+        offset: HostOffset,
+        found: HostOffset,
+    ) -> MetadataError {
+        self.poison();
+        self.told(MetadataError::BadPointer {
+            what,
+            index,
+            offset,
+            found,
+        })
+    }
+
+    /// Tells the watcher, once.
+    fn told(&self, error: MetadataError) -> MetadataError {
+        if let Some(watcher) = &self.watcher
+            && !self.told.swap(true, Ordering::AcqRel)
+        {
+            watcher.tell(&error);
         }
+        error
     }
 
     #[cold]
@@ -211,12 +239,12 @@ impl Metadata {
         (cluster, kinds): (HostCluster, Kinds),
     ) -> MetadataError {
         self.poison();
-        MetadataError::Overlap {
+        self.told(MetadataError::Overlap {
             offset,
             len,
             cluster,
             kinds,
-        }
+        })
     }
 
     /// The header itself would be overwritten by the header: nothing can be marked.

@@ -17,6 +17,7 @@
 mod health;
 mod order;
 mod rewrite;
+mod watcher;
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::{
 
 pub use health::field;
 use order::Roots;
+pub use watcher::Watcher;
 
 /// How a [`Metadata`] is set up.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,9 @@ pub struct Metadata {
     rules: Rules,
     header: Mutex<Header>,
     poisoned: AtomicBool,
+    watcher: Option<Watcher>,
+    /// The watcher knows.
+    told: AtomicBool,
     /// The dirty bit is set on disk.
     dirty_bit: AtomicBool,
     l2: TableCache,
@@ -120,6 +125,8 @@ impl Metadata {
             lazy_refcounts: options.lazy_refcounts,
             rules: options.rules,
             poisoned: AtomicBool::new(false),
+            watcher: None,
+            told: AtomicBool::new(false),
             dirty_bit: AtomicBool::new(header.incompatible.dirty()),
             l2: TableCache::new(options.l2_slice_bytes, options.l2_slices).with_distance(distance),
             refcounts: TableCache::new(options.refcount_slice_bytes, options.refcount_slices),
@@ -140,7 +147,15 @@ impl Metadata {
             ..self.options
         };
         let data = self.data.clone();
-        Self::new(Arc::clone(&self.storage), data, header, &options)
+        let renewed = Self::new(Arc::clone(&self.storage), data, header, &options);
+        renewed.watched(self.watcher.clone())
+    }
+
+    /// With someone who is told when the image is found corrupt.
+    #[must_use]
+    pub fn watched(mut self, watcher: Option<Watcher>) -> Self {
+        self.watcher = watcher;
+        self
     }
 
     /// The image file.

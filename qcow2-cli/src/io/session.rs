@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use qcow2_image::Image;
+use qcow2_image::{Image, ImageError, MetadataError};
 use qcow2_io::Storage;
 
 use super::table;
@@ -333,7 +333,11 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let closed = match node.into_image() {
-            Some((image, _)) => image.close().map_err(|error| system::describe(&error)),
+            Some((image, _)) => match image.close() {
+                // Whoever found that out was told.
+                Ok(()) | Err(ImageError::Metadata(MetadataError::Poisoned)) => Ok(()),
+                Err(error) => Err(system::describe(&error)),
+            },
             None => Ok(()),
         };
         closed.map_err(|text| {

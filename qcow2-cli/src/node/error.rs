@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use qcow2_format::HeaderError;
+use qcow2_format::header::HeaderTable;
 use qcow2_image::ImageError;
 use qcow2_image::luks::LuksError;
 use qcow2_io::{StorageError, StorageErrorKind};
@@ -102,8 +103,30 @@ fn header_text(error: &HeaderError) -> String {
             format!("Unsupported qcow2 feature(s): {}", texts.join(", "))
         }
         HeaderError::VirtualSize { .. } => "Image is too big".to_owned(),
+        HeaderError::HeaderLength { found, min, .. } if found < min => {
+            "qcow2 header too short".to_owned()
+        }
+        HeaderError::HeaderLength { .. } => "qcow2 header exceeds cluster size".to_owned(),
+        HeaderError::BackingNameOffset { .. } => "Invalid backing file offset".to_owned(),
+        HeaderError::BackingNameTooLong { .. } => "Backing file name too long".to_owned(),
+        HeaderError::ExtensionCut { .. } | HeaderError::ExtensionTooLong { .. } => {
+            "Header extension too large".to_owned()
+        }
+        HeaderError::TableTooLarge { table, .. } => format!("{} too large", table_name(*table)),
+        HeaderError::TableUnaligned { table, .. } | HeaderError::TableEnd { table, .. } => {
+            format!("{} offset invalid", table_name(*table))
+        }
+        HeaderError::L1TooSmall { .. } => "L1 table is too small".to_owned(),
         HeaderError::CryptoMissing => "Missing CRYPTO header for crypt method 2".to_owned(),
         other => other.to_string(),
+    }
+}
+
+fn table_name(table: HeaderTable) -> &'static str {
+    match table {
+        HeaderTable::Refcount => "Reference count table",
+        HeaderTable::Snapshots => "Snapshot table",
+        HeaderTable::L1 => "Active L1 table",
     }
 }
 

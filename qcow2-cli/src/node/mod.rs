@@ -6,6 +6,7 @@
 
 mod blkdebug;
 mod cor;
+mod corruption;
 mod error;
 mod file;
 mod name;

@@ -8,7 +8,7 @@ use qcow2_format::header::CryptMethod;
 use qcow2_image::{CacheOptions, Image, ImageOptions, OverlapChecks, PassDiscard, Template};
 
 use super::open::Opener;
-use super::{Access, Content, Node, NodeOptions, OpenError, name};
+use super::{corruption, Access, Content, Node, NodeOptions, OpenError, name};
 
 pub(super) fn open(
     opener: Opener<'_>,
@@ -24,7 +24,8 @@ pub(super) fn open(
     let mut image = run_time_options(&mut options)?
         .read_only(!access.write)
         .discard(access.unmap)
-        .locked(access.locked);
+        .locked(access.locked)
+        .watcher(corruption::watcher(access.write));
     if let Some(secret) = secret(opener, &mut options, &header, access)? {
         image = image.secret(secret);
     }

@@ -2,16 +2,18 @@
 
 mod concat;
 mod plan;
+mod weight;
 
 use std::process::ExitCode;
 
 use qcow2_format::header::Version;
 use qcow2_image::copy::{CopyError, CopyOptions, Target, copy, copy_bitmaps};
-use qcow2_image::{BitmapState, ImageError};
+use qcow2_image::{BitmapState, ImageError, Monitor};
 use qcow2_io::Storage;
 
 use self::concat::Concat;
 use self::plan::Plan;
+use self::weight::Weight;
 use super::args::{self, Failure};
 use super::create;
 use super::creation::Creation;
@@ -141,7 +143,15 @@ fn copy_data(
     is_new_and_reserved: bool,
     console: &Console,
 ) -> Result<(), Failure> {
-    let progress = Progress::new(console, plan.progress && !plan.quiet, len);
+    let shown = plan.progress && !plan.quiet;
+    let weight = if shown {
+        weight::data(source, 0, len)
+    } else {
+        len
+    };
+    let progress = Progress::new(console, shown, weight);
+    let weighted = Weight::new(source, &progress);
+    let monitor: &dyn Monitor = if shown { &weighted } else { &progress };
     let mut options = CopyOptions::new()
         .sparse(plan.sparse)
         .salvage(plan.salvage)
@@ -150,7 +160,7 @@ fn copy_data(
         .write_zeros(plan.keeps_target)
         .ordered(!plan.any_order && target.image().is_some())
         .rate(plan.rate)
-        .monitor(&progress);
+        .monitor(monitor);
     if let Some(level) = plan.compress {
         options = options.compress(level);
     }

@@ -71,7 +71,7 @@ impl<'a> Progress<'a> {
         // A step that nobody can see is none, nor is one back; the last one always shows.
         let is_step = match *last {
             None => true,
-            Some(last) => part >= last.saturating_add(100) || (part == 10_000 && last != part),
+            Some(last) => part >= last.saturating_add(100) || part == 10_000,
         };
         if !asked && !is_step {
             return;

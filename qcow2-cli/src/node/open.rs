@@ -129,7 +129,7 @@ impl Opener<'_> {
         let driver = options.take("driver");
         // A format's file may be named without saying so.
         let names_itself = options.contains("filename") && !options.contains("file.filename");
-        if names_itself && matches!(driver.as_deref(), None | Some("qcow2" | "raw")) {
+        if names_itself && matches!(driver.as_deref(), None | Some("qcow2" | "raw" | "copy-on-read")) {
             let name = options.take("filename").unwrap_or_default();
             options.set("file.filename", name);
         }
@@ -150,6 +150,10 @@ impl Opener<'_> {
             }
             Some("blkdebug") => {
                 let (mut below, _) = options.take_child("image");
+                let name = options.take("filename");
+                if let Some(name) = name.filter(|_| !below.contains("filename")) {
+                    below.set("filename", name);
+                }
                 if below.is_empty() {
                     below = match options.take("x-image") {
                         Some(name) => name::parse(&name)?,

@@ -160,7 +160,7 @@ fn window_start(node: &Node) -> u64 {
 fn layer_names(node: &Node) -> Vec<String> {
     let mut names = Vec::new();
     let mut layer = Some(node);
-    while let Some(node) = layer {
+    while let Some(node) = layer.map(Node::unfiltered) {
         let data = node.child("data-file").or_else(|| node.child("file"));
         names.push(data.unwrap_or(node).filename.clone());
         layer = node.child("backing");

@@ -9,6 +9,7 @@ use super::report::{self, Style};
 use super::session::{Done, Failed, Session};
 use super::table::Command;
 use super::transfer::{number, read_only};
+use crate::node::{Content, storage_error};
 use crate::say;
 use crate::words::getopt::Parsed;
 use crate::words::system;
@@ -37,7 +38,14 @@ pub(super) fn discard(session: &mut Session<'_>, _command: &Command, parsed: &Pa
     } else if !session.mode().unmaps() {
         Ok(())
     } else {
-        match storage.discard(offset..offset + len) {
+        // Parts of clusters keep what they have: it is no more than a hint.
+        let discarded = match &session.node()?.content {
+            Content::Image(image) => image
+                .discard_whole(offset..offset + len)
+                .map_err(|error| storage_error(Operation::Discard, &error)),
+            _ => storage.discard(offset..offset + len),
+        };
+        match discarded {
             // A discard is a hint: who can't follow it may leave things as they are.
             Err(error) if error.kind() == StorageErrorKind::Unsupported => Ok(()),
             outcome => outcome.map_err(|error| system::describe(&error)),

@@ -4,11 +4,13 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qcow2_image::Image;
+use qcow2_image::{Image, ImageError};
 use qcow2_image::map::map;
 use qcow2_io::{
-    Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags,
+    Extent, Limits, Operation, Result, Storage, StorageErrorKind, ZeroFlags,
 };
+
+use super::storage_error;
 
 /// An image that keeps what is read from below.
 #[derive(Debug)]
@@ -31,9 +33,7 @@ impl CopyOnRead {
         let cluster = self.unit();
         let end = range.end.next_multiple_of(cluster).min(self.image.len()?);
         let range = range.start - range.start % cluster..end;
-        let failed = |error: &qcow2_image::ImageError| {
-            StorageError::new(Operation::Read, error.kind()).with_detail(error.to_string())
-        };
+        let failed = |error: &ImageError| storage_error(Operation::Read, error);
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let own = map(self.image.chain().above(1), range).map_err(|error| failed(&error))?;
         let mut missing = Vec::new();

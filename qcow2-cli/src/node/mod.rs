@@ -19,8 +19,8 @@ mod raw;
 
 use std::sync::Arc;
 
-use qcow2_image::{Image, SnapshotKey};
-use qcow2_io::Storage;
+use qcow2_image::{Image, ImageError, SnapshotKey};
+use qcow2_io::{Operation, Storage, StorageError};
 
 pub use blkdebug::Blkdebug;
 pub use error::OpenError;
@@ -120,6 +120,14 @@ impl Node {
         }
     }
 
+    /// The node that holds the image, below filters.
+    pub fn unfiltered(&self) -> &Node {
+        match (&self.content, self.child("image")) {
+            (Content::Filtered(..), Some(below)) => below.unfiltered(),
+            _ => self,
+        }
+    }
+
     /// The name of the file that it lies in: names in it are meant from that file's directory.
     pub fn path(&self) -> &str {
         self.child("file").map_or(&self.filename, Node::path)
@@ -143,17 +151,26 @@ impl Node {
 
     /// The image itself, for what needs it as a whole (amend, commit, close): the node is gone then. `None` where it is no image, or
     /// somebody else holds it, too.
-    pub fn into_image(self) -> Option<(Image, Vec<(&'static str, Node)>)> {
+    pub fn into_image(mut self) -> Option<(Image, Vec<(&'static str, Node)>)> {
         match self.content {
             Content::Filtered(image, filter) => {
-                // It holds the image, too.
-                drop(filter);
+                // They hold the image, too.
+                drop((filter, self.debug));
+                if let Some(at) = self.children.iter().position(|(role, _)| *role == "image") {
+                    drop(image);
+                    return self.children.swap_remove(at).1.into_image();
+                }
                 Some((Arc::try_unwrap(image).ok()?, self.children))
             }
             Content::Image(image) => Some((Arc::try_unwrap(image).ok()?, self.children)),
             Content::Plain(_) => None,
         }
     }
+}
+
+/// A failure of an image, for those who know storages only.
+pub(crate) fn storage_error(operation: Operation, error: &ImageError) -> StorageError {
+    StorageError::new(operation, error.kind()).with_detail(error.to_string())
 }
 
 /// A raw disk whose guest writes an image header to its start would be opened as that image the next time.

@@ -11,11 +11,14 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 
 use qcow2_image::{Image, Kinds};
-use qcow2_io::{Extent, Limits, Operation, Result, Storage, StorageError, ZeroFlags};
+use qcow2_io::{Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags};
 
 use self::rules::{IoType, Rules};
 use super::{Content, Node, NodeOptions, OpenError};
 use crate::Console;
+
+/// Zeros are written as data in pieces of this many bytes.
+const ZEROS: u64 = 1 << 20;
 
 /// A storage with faults, limits and pauses.
 #[derive(Debug)]
@@ -23,10 +26,45 @@ pub struct Blkdebug {
     below: Arc<dyn Storage>,
     rules: Mutex<Rules>,
     limits: Limits,
+    /// How zeros are written without data.
+    zeros: Pieces,
+    /// What is below, if that is an image.
+    below_image: Option<Arc<Image>>,
     /// The image that lies in here, once it is open.
     image: OnceLock<Weak<Image>>,
     pauses: Mutex<Pauses>,
     changed: Condvar,
+}
+
+/// The pieces that a kind of request is done in; bytes, 0 for any.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pieces {
+    /// Only multiples of this are done.
+    unit: u64,
+    /// None is longer.
+    max: u64,
+}
+
+impl Pieces {
+    fn take_from(options: &mut NodeOptions, kind: &str) -> std::result::Result<Self, OpenError> {
+        let mut take = |key: String| options.take_size(&key).map(Option::unwrap_or_default);
+        Ok(Self {
+            unit: take(format!("opt-{kind}"))?,
+            max: take(format!("max-{kind}"))?,
+        })
+    }
+
+    /// The part of a range that consists of whole units; it is empty where there is none.
+    fn inside(self, range: &Range<u64>) -> Range<u64> {
+        let unit = self.unit.max(1);
+        let start = range.start.next_multiple_of(unit);
+        let end = range.end / unit * unit;
+        if start < end {
+            start..end
+        } else {
+            range.end..range.end
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -66,14 +104,9 @@ pub(super) fn open(
     if let Some(max) = options.take_size("max-transfer")?.filter(|max| *max > 0) {
         limits.max_transfer = max;
     }
-    for key in [
-        "opt-write-zero",
-        "max-write-zero",
-        "opt-discard",
-        "max-discard",
-    ] {
-        options.take_size(key)?;
-    }
+    let zeros = Pieces::take_from(&mut options, "write-zero")?;
+    // Discards that are too small are only hints that were not taken, and large ones are the same in pieces.
+    Pieces::take_from(&mut options, "discard")?;
     if let Some(key) = options.first_key() {
         return Err(OpenError::new(format!(
             "Block protocol 'blkdebug' doesn't support the option '{key}'"
@@ -81,8 +114,10 @@ pub(super) fn open(
     }
     let debug = Arc::new(Blkdebug {
         below: storage,
+        below_image: below.image().cloned(),
         rules: Mutex::new(rules),
         limits,
+        zeros,
         image: OnceLock::new(),
         pauses: Mutex::default(),
         changed: Condvar::new(),
@@ -91,7 +126,10 @@ pub(super) fn open(
         driver: "blkdebug",
         filename: below.filename.clone(),
         options: described,
-        content: Content::Plain(Arc::clone(&debug) as Arc<dyn Storage>),
+        content: match below.image() {
+            Some(image) => Content::Filtered(Arc::clone(image), Arc::clone(&debug) as _),
+            None => Content::Plain(Arc::clone(&debug) as _),
+        },
         writable: below.writable,
         children: vec![("image", below)],
         debug: Some(debug),
@@ -202,6 +240,20 @@ impl Blkdebug {
     }
 }
 
+impl Blkdebug {
+    fn write_data_of_zeros(&self, range: Range<u64>) -> Result<()> {
+        let zeros = vec![0; usize::try_from(ZEROS.min(range.end - range.start)).unwrap_or(0)];
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(ZEROS);
+            let bytes = zeros.get(..usize::try_from(len).unwrap_or(0));
+            self.below.write_at(bytes.unwrap_or_default(), at)?;
+            at += len;
+        }
+        Ok(())
+    }
+}
+
 fn len_of<T: std::ops::Deref<Target = [u8]>>(bufs: &[T]) -> u64 {
     bufs.iter().map(|buf| buf.len() as u64).sum()
 }
@@ -229,13 +281,41 @@ impl Storage for Blkdebug {
             range.start,
             len,
         )?;
-        self.below.write_zeroes(range, flags)
+        let inside = self.zeros.inside(&range);
+        let edges = [range.start..inside.start, inside.end..range.end];
+        if flags.contains(ZeroFlags::NO_FALLBACK) && edges.iter().any(|edge| !edge.is_empty()) {
+            return Err(StorageError::new(
+                Operation::WriteZeroes,
+                StorageErrorKind::Unsupported,
+            ));
+        }
+        for edge in edges {
+            self.write_data_of_zeros(edge)?;
+        }
+        let step = if self.zeros.max == 0 {
+            u64::MAX
+        } else {
+            self.zeros.max
+        };
+        let mut at = inside.start;
+        while at < inside.end {
+            let end = at.saturating_add(step).min(inside.end);
+            self.below.write_zeroes(at..end, flags)?;
+            at = end;
+        }
+        Ok(())
     }
 
     fn discard(&self, range: Range<u64>) -> Result<()> {
         let len = range.end.saturating_sub(range.start);
         self.pass(IoType::Discard, Operation::Discard, range.start, len)?;
-        self.below.discard(range)
+        match &self.below_image {
+            // Parts of clusters stay, as in the image itself.
+            Some(image) => image
+                .discard_whole(range)
+                .map_err(|error| super::storage_error(Operation::Discard, &error)),
+            None => self.below.discard(range),
+        }
     }
 
     fn flush(&self) -> Result<()> {

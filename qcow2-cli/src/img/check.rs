@@ -252,8 +252,14 @@ fn refcounts(finding: &Finding, cluster_size: u64, verb: &str, console: &Console
     }
 }
 
-/// Tells what is found and what is done about it; gives the number of flags that come right by themselves.
-fn tell_of_repair(file: &dyn Storage, plan: &Plan<'_>, rebuilds: bool, console: &Console) -> u64 {
+/// Tells what is found and what is done about it; gives the number of flags that come right by themselves, and of those that are
+/// turned beside what was found.
+fn tell_of_repair(
+    file: &dyn Storage,
+    plan: &Plan<'_>,
+    rebuilds: bool,
+    console: &Console,
+) -> (u64, u64) {
     let report = plan.before();
     for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
         complain!(console, "{}", line(finding));
@@ -284,7 +290,12 @@ fn tell_of_repair(file: &dyn Storage, plan: &Plan<'_>, rebuilds: bool, console: 
             by_themselves += finding.count;
         }
     }
-    by_themselves
+    let known: Vec<&Finding> = counted(report, |code| code == Code::CopiedWrong).collect();
+    let turned = words::flags_turned(file, plan, &known);
+    for line in &turned {
+        complain!(console, "Repairing {line}");
+    }
+    (by_themselves, turned.len() as u64)
 }
 
 /// Mends what can be mended; gives the report of a second look, and how much was mended.
@@ -326,7 +337,7 @@ fn mend(
         return Ok((plan.after().clone(), None));
     }
     let rebuilds = plan.before().total(Code::RefcountMissing) > 0;
-    let flags = tell_of_repair(&*file, &plan, rebuilds, console);
+    let (flags, turned) = tell_of_repair(&*file, &plan, rebuilds, console);
     plan.apply(None).map_err(|error| failed(&error))?;
     drop(plan);
     file.flush()
@@ -337,7 +348,8 @@ fn mend(
         before
             .corruptions
             .saturating_sub(after.corruptions)
-            .saturating_sub(flags),
+            .saturating_sub(flags)
+            .saturating_add(turned),
     );
     if fixed == (0, 0) {
         return Ok((inspect(&*file, console), None));

@@ -5,6 +5,7 @@
 //! file of its own here.
 
 mod blkdebug;
+mod compress;
 mod cor;
 mod corruption;
 mod error;

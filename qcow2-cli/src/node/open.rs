@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use qcow2_check::chain::MAX_LAYERS;
 
+use super::compress::Compress;
 use super::cor::CopyOnRead;
 use super::{
     Access, Content, Node, NodeOptions, OpenError, blkdebug, file, name, null, overlay, qcow2, raw,
@@ -129,7 +130,7 @@ impl Opener<'_> {
         let driver = options.take("driver");
         // A format's file may be named without saying so.
         let names_itself = options.contains("filename") && !options.contains("file.filename");
-        if names_itself && matches!(driver.as_deref(), None | Some("qcow2" | "raw" | "copy-on-read")) {
+        if names_itself && matches!(driver.as_deref(), None | Some("qcow2" | "raw" | "copy-on-read" | "compress")) {
             let name = options.take("filename").unwrap_or_default();
             options.set("file.filename", name);
         }
@@ -146,6 +147,16 @@ impl Opener<'_> {
                     return Err(OpenError::new("Block node is read-only"));
                 }
                 copy_on_read(&mut node);
+                return Ok(node);
+            }
+            Some("compress") => {
+                let (below, _) = options.take_child("file");
+                let mut node = self.node(below, &access, layer)?;
+                let Content::Image(image) = &node.content else {
+                    return Err(OpenError::new("Compression is not supported for this node"));
+                };
+                let filter = Compress::new(Arc::clone(image));
+                node.content = Content::Filtered(Arc::clone(image), Arc::new(filter));
                 return Ok(node);
             }
             Some("blkdebug") => {

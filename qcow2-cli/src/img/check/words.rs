@@ -1,10 +1,15 @@
 //! What is said of COPIED flags: the entry and the refcount that it should mirror.
 
+use qcow2_check::repair::Plan;
 use qcow2_check::{Finding, Structure};
+use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_io::Storage;
 
 /// Bits of an entry that are a host offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Entries of the largest L1 table.
+const MAX_L1_ENTRIES: u64 = MAX_L1_BYTES / 8;
 
 fn word(file: &dyn Storage, offset: u64) -> u64 {
     let mut bytes = [0; 8];
@@ -83,6 +88,53 @@ pub(super) fn of_flag(file: &dyn Storage, counts: &dyn Storage, finding: &Findin
             finding.place.index.unwrap_or(0)
         ),
     }
+}
+
+/// Flags of the disk's data that were right, and are turned since the refcounts that they mirror are: a line for each that is
+/// in none of the `known` findings.
+pub(super) fn flags_turned(
+    file: &dyn Storage,
+    plan: &Plan<'_>,
+    known: &[&Finding],
+) -> Vec<String> {
+    let after = plan.preview();
+    let writes = plan.writes();
+    let cluster_size = 1_u64 << half_word(file, 20).clamp(9, 21);
+    let extended = half_word(file, 4) >= 3 && word(file, 72) & 0x10 != 0;
+    let entry_size = if extended { 16 } else { 8 };
+    let known: Vec<u64> = known.iter().map(|one| place_of(file, one)).collect();
+    let turned = |place: u64| {
+        let (old, new) = (word(file, place), word(after, place));
+        (old ^ new == 1 << 63 && !known.contains(&place)).then_some((old, refcount(after, old & OFFSET)))
+    };
+    let is_written = |start: u64, len: u64| {
+        writes
+            .iter()
+            .any(|range| range.start < start.saturating_add(len) && start < range.end)
+    };
+    let l1 = word(file, 40);
+    let entries = u64::from(half_word(file, 36)).min(MAX_L1_ENTRIES);
+    let mut lines = Vec::new();
+    for index in 0..entries {
+        let place = l1.saturating_add(index * 8);
+        if let Some((entry, count)) = turned(place) {
+            lines.push(format!(
+                "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"
+            ));
+        }
+        let table = word(file, place) & OFFSET;
+        if table == 0 || !is_written(table, cluster_size) {
+            continue;
+        }
+        for place in (table..table.saturating_add(cluster_size)).step_by(entry_size) {
+            if let Some((entry, count)) = turned(place) {
+                lines.push(format!(
+                    "OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={count}"
+                ));
+            }
+        }
+    }
+    lines
 }
 
 /// Whether a repair changes the flag itself.

@@ -19,7 +19,7 @@ use crate::{Code, Finding, Place, Structure};
 
 use extensions::{backing_name, compression, extensions};
 use external::mend_external;
-use fields::patch;
+use fields::{Patch, patch};
 use luks::{luks, mend_crypto};
 
 /// Header fields corrected one by one before it is given up.
@@ -52,29 +52,73 @@ fn hopeless(error: &HeaderError) -> PlanError {
     PlanError::Hopeless(Box::new(Finding::new(code, place, detail)))
 }
 
-/// Corrects the header.
-pub(super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
-    let layer = planner.overlay.layer();
-    for _ in 0..FIELDS_MAX {
-        let cluster = cluster(planner)?.map_err(|error| hopeless(&error))?;
+/// A first cluster that can be decoded.
+pub(super) struct Readable {
+    cluster: Vec<u8>,
+    pub(super) header: Header,
+    defects: Vec<HeaderError>,
+    /// What had to be corrected for that.
+    patches: Vec<Patch>,
+}
+
+impl Readable {
+    /// Whether nothing had to be corrected, nor will have to be.
+    pub(super) fn is_whole(&self) -> bool {
+        self.patches.is_empty() && !self.defects.iter().any(HeaderError::is_refused)
+    }
+}
+
+/// Corrects fields of a first cluster until it can be decoded. The picture stays as it is. The inner error is the field that
+/// nothing can be done about.
+pub(super) fn readable(
+    planner: &Planner<'_, '_>,
+    mut cluster: Vec<u8>,
+) -> Result<Result<Readable, HeaderError>, PlanError> {
+    let mut patches: Vec<Patch> = Vec::new();
+    loop {
         let error = match Header::decode_for_check(&cluster) {
             Ok((header, defects)) => {
-                return mend_defects(planner, layer, &cluster, header, &defects);
+                return Ok(Ok(Readable {
+                    cluster,
+                    header,
+                    defects,
+                    patches,
+                }));
             }
             Err(error) => error,
         };
-        let Some(patch) = patch(planner, &error, &cluster)? else {
-            return Err(hopeless(&error));
+        let Some(patch) = patch(planner, &error, &cluster)?.filter(|_| patches.len() < FIELDS_MAX)
+        else {
+            return Ok(Err(error));
         };
+        let at = usize::try_from(patch.offset).unwrap_or(usize::MAX);
+        let fields = cluster.get_mut(at..).unwrap_or_default();
+        for (to, from) in fields.iter_mut().zip(&patch.bytes) {
+            *to = *from;
+        }
+        patches.push(patch);
+    }
+}
+
+/// Corrects the header.
+pub(super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
+    let layer = planner.overlay.layer();
+    let cluster = cluster(planner)?.map_err(|error| hopeless(&error))?;
+    let readable = readable(planner, cluster)?.map_err(|error| hopeless(&error))?;
+    for patch in readable.patches {
         planner.overlay.write(layer, patch.offset, &patch.bytes)?;
         let len = patch.bytes.len() as u64;
         let place = Place::of(Structure::Header).at(patch.offset, len);
         let action = Action::new(ActionKind::MendHeader, place, patch.reason);
         planner.add(action.changes(patch.offset, len).effect(patch.effect));
     }
-    let place = Place::of(Structure::Header);
-    let finding = Finding::new(Code::HeaderUnreadable, place, "too many fields are wrong");
-    Err(PlanError::Hopeless(Box::new(finding)))
+    mend_defects(
+        planner,
+        layer,
+        &readable.cluster,
+        readable.header,
+        &readable.defects,
+    )
 }
 
 fn number(cluster: &[u8], offset: usize, len: usize) -> u64 {

@@ -6,14 +6,14 @@
 use qcow2_format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
 use qcow2_format::header::{
     AutoclearFeatures, CompatibleFeatures, CompressionType, CryptMethod, CryptoExtension,
-    Extension, FeatureName, Header, HeaderError, IncompatibleFeatures, Version,
+    Extension, FeatureName, Header, IncompatibleFeatures, Version,
 };
 use qcow2_format::{EntryRules, Geometry, HostOffset, L1Entry, LuksHeader, Snapshot, raw};
 use qcow2_io::{ExtentKind, Storage};
 
-use super::super::PlanError;
 use super::super::action::{Action, ActionKind, Effect};
 use super::super::plan::Planner;
+use super::super::{PlanError, header};
 use super::scan::{as_l1, each_cluster, l2_tables};
 use crate::{Place, Structure};
 
@@ -27,22 +27,7 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
     let mut start = vec![0; 1 << MAX_CLUSTER_BITS];
     planner.overlay.read_at(&mut start, 0)?;
-    let decoded = Header::decode_for_check(&start);
-    let hopeless = match &decoded {
-        Ok((header, _)) => !is_credible(planner, header)?,
-        Err(
-            HeaderError::Magic { .. }
-            | HeaderError::Version { .. }
-            | HeaderError::Geometry(qcow2_format::GeometryError::ClusterBits { .. })
-            | HeaderError::HeaderLength { .. }
-            | HeaderError::TableUnaligned { .. }
-            | HeaderError::TableEnd { .. }
-            | HeaderError::TableTooLarge { .. },
-        ) => true,
-        // Single fields are mended later.
-        Err(_) => false,
-    };
-    if !hopeless {
+    if fits(planner, &start)? {
         return Ok(());
     }
     // The smallest damage first: fields that are out of order, all others as they are.
@@ -96,13 +81,35 @@ pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     Ok(())
 }
 
+/// Whether the header leads to something, as it is or with single fields corrected, as happens to it after this.
+fn fits(planner: &Planner<'_, '_>, start: &[u8]) -> Result<bool, PlanError> {
+    let Ok(len) = Header::probe(start) else {
+        return Ok(false);
+    };
+    let cluster = start.get(..len).unwrap_or(start);
+    if let Ok((header, _)) = Header::decode_for_check(cluster) {
+        return is_credible(planner, &header);
+    }
+    let Ok(readable) = header::readable(planner, cluster.to_vec())? else {
+        return Ok(false);
+    };
+    // Several fields wrong at once are the sign of one that all depend on.
+    Ok(is_credible(planner, &readable.header)? && super::l1::is_sound(planner, &readable.header)?)
+}
+
 /// The start of the header with magic bytes, version and size of clusters put right, if with that everything else makes sense.
 fn mend_fields(
     planner: &Planner<'_, '_>,
     old: &[u8],
     bits: u32,
 ) -> Result<Option<Vec<u8>>, PlanError> {
-    for version in [3_u32, 2] {
+    // Version 2 has no place for most fields that may be wrong: with them it looks whole. So a version that is possible is kept.
+    let tries = match number(old, 4, 4) {
+        2 => [(2_u32, false), (2, true), (3, false)],
+        3 => [(3, false), (3, true), (2, false)],
+        _ => [(3, false), (2, false), (3, true)],
+    };
+    for (version, with_others) in tries {
         let mut tried = old.to_vec();
         let fields = [
             (0, raw::Header::MAGIC),
@@ -114,10 +121,11 @@ fn mend_fields(
                 field.copy_from_slice(&bytes);
             }
         }
-        if let Ok((header, defects)) = Header::decode_for_check(&tried)
-            && !defects.iter().any(HeaderError::is_refused)
-            && header.l1_entries > 0
-            && super::l1::is_sound(planner, &header)?
+        tried.truncate(1 << bits);
+        if let Ok(readable) = header::readable(planner, tried.clone())?
+            && (with_others || readable.is_whole())
+            && readable.header.l1_entries > 0
+            && super::l1::is_sound(planner, &readable.header)?
         {
             tried.truncate(24);
             return Ok(Some(tried));

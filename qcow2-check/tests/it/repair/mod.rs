@@ -9,5 +9,8 @@ mod classes;
 /// Repairs that are cut short.
 mod crashes;
 
+/// Single fields of the header.
+mod header;
+
 /// Every damage of the mutant corpus, repaired.
 mod mutants;

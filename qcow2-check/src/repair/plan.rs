@@ -122,6 +122,7 @@ pub(super) fn make<'a>(
         if options.level == Level::Salvage {
             salvage::header(&mut planner)?;
         }
+        header::start::mend(&mut planner)?;
         bits::mark(&mut planner)?;
         header::mend(&mut planner)?;
         if options.level == Level::Salvage {

@@ -4,6 +4,7 @@ mod extensions;
 mod external;
 mod fields;
 mod luks;
+pub(super) mod start;
 
 use qcow2_format::header::extension::{
     BACKING_FORMAT, BITMAPS, CRYPTO, FEATURE_NAMES, MAX_BACKING_FORMAT_LEN,

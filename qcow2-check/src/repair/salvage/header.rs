@@ -13,7 +13,10 @@ use qcow2_io::{ExtentKind, Storage};
 
 use super::super::action::{Action, ActionKind, Effect};
 use super::super::plan::Planner;
-use super::super::{PlanError, header};
+use super::super::{
+    PlanError,
+    header::{self, start},
+};
 use super::scan::{as_l1, each_cluster, l2_tables};
 use crate::{Place, Structure};
 
@@ -25,32 +28,19 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Makes a header, if the one there is says nothing to go by.
 pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
-    let mut start = vec![0; 1 << MAX_CLUSTER_BITS];
-    planner.overlay.read_at(&mut start, 0)?;
-    if fits(planner, &start)? {
+    let mut old = vec![0; 1 << MAX_CLUSTER_BITS];
+    planner.overlay.read_at(&mut old, 0)?;
+    if fits(planner, &old)? {
         return Ok(());
     }
     // The smallest damage first: fields that are out of order, all others as they are.
     let Some(bits) = cluster_bits(planner)? else {
         return Ok(());
     };
-    if let Some(mended) = mend_fields(planner, &start, bits)? {
-        let layer = planner.overlay.layer();
-        planner.overlay.write(layer, 0, &mended)?;
-        let place = Place::of(Structure::Header).at(0, mended.len() as u64);
-        let reason = format!(
-            "magic bytes, version and clusters of {} bytes; the rest of the header fits",
-            1_u64 << bits
-        );
-        let action = Action::new(ActionKind::FindHeader, place, reason);
-        planner.add(
-            action
-                .changes(0, mended.len() as u64)
-                .effect(Effect::Reachable),
-        );
-        return Ok(());
+    if let Some(mended) = start::fields(planner, &old, bits, true)? {
+        return start::write(planner, ActionKind::FindHeader, &mended, bits);
     }
-    let header = make(planner, &start, bits)?;
+    let header = make(planner, &old, bits)?;
     let Some(mut header) = header else {
         return Ok(());
     };
@@ -88,83 +78,18 @@ fn fits(planner: &Planner<'_, '_>, start: &[u8]) -> Result<bool, PlanError> {
     };
     let cluster = start.get(..len).unwrap_or(start);
     if let Ok((header, _)) = Header::decode_for_check(cluster) {
-        return is_credible(planner, &header);
+        return start::is_credible(planner, &header);
     }
     let Ok(readable) = header::readable(planner, cluster.to_vec())? else {
         return Ok(false);
     };
     // Several fields wrong at once are the sign of one that all depend on.
-    Ok(is_credible(planner, &readable.header)? && super::l1::is_sound(planner, &readable.header)?)
-}
-
-/// The start of the header with magic bytes, version and size of clusters put right, if with that everything else makes sense.
-fn mend_fields(
-    planner: &Planner<'_, '_>,
-    old: &[u8],
-    bits: u32,
-) -> Result<Option<Vec<u8>>, PlanError> {
-    // Version 2 has no place for most fields that may be wrong: with them it looks whole. So a version that is possible is kept.
-    let tries = match number(old, 4, 4) {
-        2 => [(2_u32, false), (2, true), (3, false)],
-        3 => [(3, false), (3, true), (2, false)],
-        _ => [(3, false), (2, false), (3, true)],
-    };
-    for (version, with_others) in tries {
-        let mut tried = old.to_vec();
-        let fields = [
-            (0, raw::Header::MAGIC),
-            (4, version.to_be_bytes()),
-            (20, bits.to_be_bytes()),
-        ];
-        for (at, bytes) in fields {
-            if let Some(field) = tried.get_mut(at..at + 4) {
-                field.copy_from_slice(&bytes);
-            }
-        }
-        tried.truncate(1 << bits);
-        if let Ok(readable) = header::readable(planner, tried.clone())?
-            && (with_others || readable.is_whole())
-            && readable.header.l1_entries > 0
-            && super::l1::is_sound(planner, &readable.header)?
-        {
-            tried.truncate(24);
-            return Ok(Some(tried));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether a header that can be read fits the file: the first refcount block says that the header is in use, or the L1 table leads to
-/// L2 tables.
-fn is_credible(planner: &Planner<'_, '_>, header: &Header) -> Result<bool, PlanError> {
-    if let Some(found) = by_layout(planner)? {
-        return Ok(found == header.geometry.cluster_bits());
-    }
-    Ok(true)
-}
-
-/// The size of clusters, if the file begins as writers let it begin.
-fn by_layout(planner: &Planner<'_, '_>) -> Result<Option<u32>, PlanError> {
-    let mut found = None;
-    for bits in MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS {
-        let size = 1_u64 << bits;
-        let mut entry = [0; 8];
-        planner.overlay.read_at(&mut entry, size)?;
-        if u64::from_be_bytes(entry) != 2 * size {
-            continue;
-        }
-        // The block behind it counts header, table and itself: not zero, whatever the width.
-        let mut block = [0; 32];
-        planner.overlay.read_at(&mut block, 2 * size)?;
-        if block != [0; 32] {
-            found = Some(bits);
-        }
-    }
-    Ok(found)
+    Ok(start::is_credible(planner, &readable.header)?
+        && super::l1::is_sound(planner, &readable.header)?)
 }
 
 fn cluster_bits(planner: &Planner<'_, '_>) -> Result<Option<u32>, PlanError> {
-    match by_layout(planner)? {
+    match start::by_layout(planner)? {
         Some(bits) => Ok(Some(bits)),
         None => by_distance(planner),
     }

@@ -42,7 +42,10 @@ pub(super) fn refcount_table(header: &Header) -> std::ops::Range<u64> {
 }
 
 /// Whether what the header names can be an L1 table: it lies in the file, and most entries lead to where a table can be.
-pub(super) fn is_sound(planner: &Planner<'_, '_>, header: &Header) -> Result<bool, PlanError> {
+pub(in super::super) fn is_sound(
+    planner: &Planner<'_, '_>,
+    header: &Header,
+) -> Result<bool, PlanError> {
     let len = u64::from(header.l1_entries) * 8;
     let offset = header.l1_table_offset.get();
     let end = planner.overlay.new_len();

@@ -10,4 +10,5 @@ mod tables;
 
 pub(super) use header::find as header;
 pub(super) use l1::find as l1;
+pub(super) use l1::is_sound as leads_to_l1;
 pub(super) use tables::find as tables;

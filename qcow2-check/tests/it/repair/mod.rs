@@ -3,6 +3,9 @@
 /// What a guest can read.
 mod guest;
 
+/// Every damage of the corpus, repaired by both: what differs, and why.
+mod beside;
+
 /// Damage that QEMU can't repair, each with its result beside ours.
 mod classes;
 

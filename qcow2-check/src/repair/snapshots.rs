@@ -68,6 +68,17 @@ pub(super) fn read(image: &Image<'_>) -> Table {
         }
         let from = usize::try_from(at - base).unwrap_or(usize::MAX);
         let here = buffer.get(from..).unwrap_or_default();
+        let is_last = number + 1 == u64::from(count.min(MAX_SNAPSHOTS));
+        if let Some((snapshot, len)) = with_other_extra(image, here, is_last) {
+            let reason = format!("entry {number} has {len} bytes, by its id and what follows");
+            let place = place().entry(number).snapshot(Some(number));
+            table
+                .actions
+                .push(Action::new(ActionKind::MendSnapshot, place, reason));
+            table.judge(image, snapshot, number);
+            at += len as u64;
+            continue;
+        }
         let Ok((mut snapshot, len)) = Snapshot::decode_truncating(here).or_else(|_| fixed(here))
         else {
             table.lose(place().entry(number), format!("there is no entry {number}"));
@@ -133,6 +144,33 @@ fn fixed(bytes: &[u8]) -> Result<(Snapshot, usize), ()> {
         }
     }
     Snapshot::decode(&short).map_err(|_| ())
+}
+
+/// Where the length of an entry's extra data stands.
+const EXTRA_LEN: std::ops::Range<usize> = 36..40;
+/// Lengths that extra data has had.
+const EXTRA_LENS: [u32; 3] = [24, 16, 0];
+
+/// The first entry of `bytes` and its length, if it makes sense with another length of its extra data only: by that its id is a number,
+/// and the next entry is where it should be.
+fn with_other_extra(image: &Image<'_>, bytes: &[u8], is_last: bool) -> Option<(Snapshot, usize)> {
+    let sound = |bytes: &[u8], rest: &[u8]| {
+        let (snapshot, len) = Snapshot::decode(bytes).ok()?;
+        let next = rest.get(len.next_multiple_of(8)..)?;
+        let follows = || Snapshot::decode(next).is_ok_and(|(next, _)| is_plausible(image, &next));
+        let id = !snapshot.id.is_empty() && snapshot.id.iter().all(u8::is_ascii_digit);
+        (id && (is_last || follows())).then_some((snapshot, len))
+    };
+    if sound(bytes, bytes).is_some() {
+        return None;
+    }
+    let mut tried = bytes.get(..ENTRY_BYTES_MAX.min(bytes.len()))?.to_vec();
+    EXTRA_LENS.iter().find_map(|len| {
+        tried
+            .get_mut(EXTRA_LEN)?
+            .copy_from_slice(&len.to_be_bytes());
+        sound(&tried, bytes).filter(|(snapshot, _)| is_plausible(image, snapshot))
+    })
 }
 
 /// Whether an entry found by searching is one.

@@ -1,6 +1,7 @@
 //! Magic bytes, version and size of clusters: all else is read by them, so a wrong one looks like damage everywhere.
 
 use qcow2_format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
+use qcow2_format::header::Extension;
 use qcow2_format::{Header, raw};
 use qcow2_io::Storage;
 
@@ -15,6 +16,8 @@ use crate::{Place, Structure};
 const START_BYTES: usize = 24;
 /// Where the version is.
 const VERSION: u64 = 4;
+/// Where the length of the header is.
+const LENGTH: usize = 100;
 /// Lengths that headers of version 3 have.
 const V3_LENGTHS: [u32; 2] = [raw::Header::V3_MIN_LEN, raw::Header::LEN];
 
@@ -23,7 +26,8 @@ pub(in super::super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     let mut start = vec![0; 1 << MAX_CLUSTER_BITS];
     planner.overlay.read_at(&mut start, 0)?;
     if is_in_order(planner, &start)? {
-        return mend_version(planner, &start);
+        mend_version(planner, &start)?;
+        return mend_length(planner, &start);
     }
     let field = u32::try_from(number(&start, 20, 4)).ok();
     let field = field.filter(|bits| (MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(bits));
@@ -73,6 +77,39 @@ fn mend_version(planner: &mut Planner<'_, '_>, start: &[u8]) -> Result<(), PlanE
         let reason = "version is 2, and all fields of version 3 are there";
         let action = Action::new(ActionKind::MendHeader, place, reason);
         planner.add(action.changes(VERSION, 4).effect(Effect::Reachable));
+    }
+    Ok(())
+}
+
+/// A header of version 3 whose extensions begin elsewhere than its length says.
+fn mend_length(planner: &mut Planner<'_, '_>, start: &[u8]) -> Result<(), PlanError> {
+    let old = u32::try_from(number(start, LENGTH, 4)).unwrap_or(0);
+    if number(start, 4, 4) != 3 || V3_LENGTHS.contains(&old) {
+        return Ok(());
+    }
+    let bits = u32::try_from(number(start, 20, 4)).unwrap_or(0);
+    for length in V3_LENGTHS {
+        let mut tried = start.to_vec();
+        tried.truncate(1 << bits.min(MAX_CLUSTER_BITS));
+        if let Some(field) = tried.get_mut(LENGTH..LENGTH + 4) {
+            field.copy_from_slice(&length.to_be_bytes());
+        }
+        let Ok(readable) = readable(planner, tried)? else {
+            continue;
+        };
+        let extensions = &readable.header.extensions;
+        let is_known = |extension: &Extension| !matches!(extension, Extension::Unknown { .. });
+        if readable.is_whole() && !extensions.is_empty() && extensions.iter().all(is_known) {
+            let layer = planner.overlay.layer();
+            planner
+                .overlay
+                .write(layer, LENGTH as u64, &length.to_be_bytes())?;
+            let place = Place::of(Structure::Header).at(LENGTH as u64, 4);
+            let reason = format!("header_length is {old}; extensions begin at {length}");
+            let action = Action::new(ActionKind::MendHeader, place, reason);
+            planner.add(action.changes(LENGTH as u64, 4));
+            return Ok(());
+        }
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! The refcount table and the places of its blocks.
 
-use qcow2_format::geometry::MAX_REFCOUNT_TABLE_BYTES;
+use qcow2_format::geometry::{MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS};
 use qcow2_format::{HostOffset, RefcountTableEntry};
 
 use super::super::PlanError;
-use super::super::action::{Action, ActionKind};
+use super::super::action::{Action, ActionKind, Effect};
 use super::super::plan::Planner;
 use crate::blocks::BlockRef;
 use crate::image::Image;
@@ -13,6 +13,8 @@ use crate::{Place, Structure};
 
 /// Where the header says where the refcount table is: offset, then clusters.
 const TABLE_FIELDS: u64 = 48;
+/// Clusters of the largest table there can be.
+const CLUSTERS_MAX: u64 = MAX_REFCOUNT_TABLE_BYTES >> MIN_CLUSTER_BITS;
 
 /// The refcount table as it should be.
 pub(super) struct Table {
@@ -24,8 +26,12 @@ pub(super) struct Table {
     found: Vec<u64>,
     /// Offsets of the blocks; 0 where there is none.
     entries: Vec<u64>,
-    /// New blocks and why the old ones can't stay.
+    /// New blocks: index and offset.
     new_blocks: Vec<(u64, u64)>,
+    /// Whether the named place has another owner.
+    is_shared: bool,
+    /// Indices of blocks whose place has another owner.
+    shared_blocks: Vec<u64>,
 }
 
 impl Table {
@@ -47,6 +53,9 @@ impl Table {
             found: Vec::new(),
             entries: Vec::new(),
             new_blocks: Vec::new(),
+            is_shared: (first..first.saturating_add(clusters.min(CLUSTERS_MAX)))
+                .any(|cluster| others.is_seen(cluster)),
+            shared_blocks: Vec::new(),
         };
         let in_file = len
             .min(MAX_REFCOUNT_TABLE_BYTES)
@@ -79,6 +88,9 @@ impl Table {
                 && offset < image.file_len()
                 && !map.is_seen(cluster)
                 && image.reader.read(&mut block, offset).is_ok();
+            if offset != 0 && map.is_seen(cluster) {
+                self.shared_blocks.push(self.entries.len() as u64);
+            }
             if stays {
                 map.add(cluster, 1, crate::refmap::Sharing::Exclusive);
             }
@@ -87,7 +99,9 @@ impl Table {
         if self.place.is_none() && self.named.1 > 0 && image.is_inside(self.named.0, 1) {
             // What lies there besides is counted, and so not released.
             let first = self.named.0 >> bits;
-            for cluster in (first..).take(usize::try_from(self.named.1.min(1 << 14)).unwrap_or(0)) {
+            for cluster in
+                (first..).take(usize::try_from(self.named.1.min(CLUSTERS_MAX)).unwrap_or(0))
+            {
                 if cluster < image.file_clusters() && !map.is_seen(cluster) {
                     released.insert(cluster);
                 }
@@ -202,14 +216,19 @@ impl Table {
         let size = image.cluster_size();
         for (index, block) in &self.new_blocks {
             let old = usize::try_from(*index).ok().and_then(|i| self.found.get(i));
+            let is_shared = self.shared_blocks.contains(index);
             let reason = match old {
                 None | Some(0) => "no block holds the refcounts of clusters in use".to_owned(),
+                Some(old) if is_shared => format!(
+                    "what the entry {old:#x} leads to is somebody else's, too, and may hold refcounts by now"
+                ),
                 Some(old) => format!("the entry {old:#x} leads to no block of its own"),
             };
             let place = Place::of(Structure::RefcountBlock)
                 .at(*block, size)
                 .entry(*index);
             let action = Action::new(ActionKind::MakeRefcountBlock, place, reason);
+            let action = action.effect(effect(is_shared));
             planner.add(action.changes(*block, size));
         }
         if (offset, clusters) != self.named {
@@ -228,6 +247,7 @@ impl Table {
             let action = Action::new(ActionKind::MakeRefcountTable, place, reason);
             planner.add(
                 action
+                    .effect(effect(self.is_shared))
                     .changes(TABLE_FIELDS, 12)
                     .changes(offset, clusters * size),
             );
@@ -249,6 +269,15 @@ impl Table {
             }
         }
         Ok(())
+    }
+}
+
+/// What becomes of the data of a cluster that refcounts lay in: whoever else has it keeps it, with what was written there last.
+fn effect(is_shared: bool) -> Effect {
+    if is_shared {
+        Effect::Ambiguous
+    } else {
+        Effect::None
     }
 }
 

@@ -4,6 +4,9 @@ use qcow2_check::{Code, Structure, Verdict};
 
 use super::case::{Case, Spot};
 
+type Left = fn(&Case<'_>) -> bool;
+type Differs = fn(&Case<'_>, &Spot) -> bool;
+
 /// A difference with a name.
 pub(super) struct Rule<F> {
     pub(super) name: &'static str,
@@ -12,7 +15,7 @@ pub(super) struct Rule<F> {
 }
 
 /// Why `all` leaves an image that not both checkers call clean. The first that applies is taken.
-pub(super) const LEFT: &[Rule<fn(&Case<'_>) -> bool>] = &[
+pub(super) const LEFT: &[Rule<Left>] = &[
     Rule {
         name: "nothing there",
         why: "the file ends before its tables, or its header; no search finds any",
@@ -36,12 +39,12 @@ pub(super) const LEFT: &[Rule<fn(&Case<'_>) -> bool>] = &[
         name: "no L1 table",
         why: "the header leads to no L1 table; `salvage` searches for it",
         applies: |case| {
-            let found = case.is_hopeless_for(Code::HeaderUnreadable, &[40])
-                || case.all.hopeless.as_ref().is_some_and(|finding| {
-                    finding.code == Code::ReferencePastEnd
-                        && finding.place.structure == Structure::ActiveL1
-                });
-            found && case.salvage.is_clean()
+            let is_l1 = case.all.hopeless.as_ref().is_some_and(|finding| {
+                [Code::ReferencePastEnd, Code::L1Unreadable].contains(&finding.code)
+                    && finding.place.structure == Structure::ActiveL1
+            });
+            (is_l1 || case.is_hopeless_for(Code::HeaderUnreadable, &[40]))
+                && (case.salvage.is_clean() || case.leaks_with_data_file(&case.salvage))
         },
     },
     Rule {
@@ -69,16 +72,28 @@ pub(super) const LEFT: &[Rule<fn(&Case<'_>) -> bool>] = &[
     Rule {
         name: "leaks with data file",
         why: "an image with an external data file has no snapshots, so what lost its references stays as leaks",
+        applies: |case| case.leaks_with_data_file(&case.all),
+    },
+    Rule {
+        name: "other file",
+        why: "the header names another backing or data file, or another cipher, than it did; which it was nobody knows",
         applies: |case| {
-            case.base.name.starts_with("data-file")
-                && case.all.kept_orphans
-                && case.all.verdict() == Verdict::Leaks
+            let words = [
+                "'data-file' is required",
+                "Could not open backing file",
+                "Could not open 'data",
+                "ata.raw': No such file",
+                "requires a file name",
+                "File name too long",
+                "'encrypt.key-secret' is required",
+            ];
+            case.all.verdict() == Verdict::Sound && words.iter().any(|words| case.all.says(words))
         },
     },
 ];
 
 /// Why a place of the disk reads otherwise than after QEMU's repair. The first that applies is taken.
-pub(super) const SPOTS: &[Rule<fn(&Case<'_>, &Spot) -> bool>] = &[
+pub(super) const SPOTS: &[Rule<Differs>] = &[
     Rule {
         name: "kept",
         why: "it reads as before the damage here, and otherwise or not at all after QEMU's repair",
@@ -105,9 +120,42 @@ pub(super) const SPOTS: &[Rule<fn(&Case<'_>, &Spot) -> bool>] = &[
     },
     Rule {
         name: "guessed",
-        why: "the L1 table is gone: QEMU's disk reads as if nothing had ever been written, here L2 tables are put in the order of the file, which the plan calls ambiguous",
+        why: "the L1 table is gone: QEMU's disk reads as if nothing had ever been written, here it reads as the tables that were found say, which the plan calls ambiguous",
         applies: |case, spot| {
-            case.all.hopeless.is_some() && case.salvage.did("MAKE-L1") && spot.theirs == spot.empty
+            let found = ["FIND-L1", "MAKE-L1", "FIND-L2"];
+            case.all.hopeless.is_some()
+                && found.iter().any(|kind| case.salvage.did(kind))
+                && case.salvage.plan.contains("ambiguous")
+                && spot.theirs == spot.empty
+        },
+    },
+    Rule {
+        name: "unchanged",
+        why: "it reads as in the damaged image here; QEMU's repair has put something of its own where it leads, or given it up",
+        applies: |_, spot| spot.is_ours && spot.ours == spot.damaged,
+    },
+    Rule {
+        name: "foreign",
+        why: "a table or a cluster that is somebody else's: QEMU leaves it to both, so the guest reads, and overwrites, what is not its own; here it is given up and reads as nothing, or is a copy",
+        applies: |case, spot| {
+            let given_up = [
+                "DROP-L1-ENTRY",
+                "DROP-L2-ENTRY",
+                "COPY-CLUSTER",
+                "COPY-TABLE",
+            ];
+            given_up.iter().any(|kind| case.ours().did(kind)) && spot.theirs == spot.damaged
+        },
+    },
+    Rule {
+        name: "dropped snapshot",
+        why: "nothing of a snapshot's tables can be found; QEMU keeps its name, stays corrupt, and its disk reads as if nothing had ever been written",
+        applies: |case, spot| {
+            spot.snapshot.is_some()
+                && !spot.is_ours
+                && case.ours().did("DROP-SNAPSHOT")
+                && case.theirs.check.exit != Some(0)
+                && spot.theirs == spot.empty
         },
     },
 ];

@@ -4,7 +4,9 @@ mod extensions;
 mod external;
 mod fields;
 mod luks;
+pub(super) mod snapshots;
 pub(super) mod start;
+pub(super) mod trial;
 
 use qcow2_format::header::extension::{
     BACKING_FORMAT, BITMAPS, CRYPTO, FEATURE_NAMES, MAX_BACKING_FORMAT_LEN,

@@ -8,7 +8,7 @@ use qcow2_format::header::{
     AutoclearFeatures, CompatibleFeatures, CompressionType, CryptMethod, CryptoExtension,
     Extension, FeatureName, Header, IncompatibleFeatures, Version,
 };
-use qcow2_format::{EntryRules, Geometry, HostOffset, L1Entry, LuksHeader, Snapshot, raw};
+use qcow2_format::{EntryRules, Geometry, HostOffset, L1Entry, LuksHeader, raw};
 use qcow2_io::{ExtentKind, Storage};
 
 use super::super::action::{Action, ActionKind, Effect};
@@ -18,6 +18,7 @@ use super::super::{
     header::{self, start},
 };
 use super::scan::{as_l1, each_cluster, l2_tables};
+use super::snapshots::plausible;
 use crate::{Place, Structure};
 
 /// Bytes read at once when pairs of entries are counted.
@@ -184,7 +185,7 @@ fn make(planner: &Planner<'_, '_>, old: &[u8], bits: u32) -> Result<Option<Heade
             && LuksHeader::decode(start).is_ok()
         {
             luks = Some((offset, LuksHeader::from_bytes(*start)));
-        } else if let Some(count) = as_snapshots(bytes, size, len)
+        } else if let Some(count) = plausible(bytes, size, len)
             && (snapshots.is_none() || offset == number(old, 64, 8))
         {
             snapshots = Some((offset, count));
@@ -272,28 +273,6 @@ fn best_entries(planner: &Planner<'_, '_>, bits: u32) -> Result<bool, PlanError>
     };
     // A standard table read as an extended one has offsets for bitmaps, and the other way round; where both fit, standard is it.
     Ok(count(true)? > count(false)?)
-}
-
-/// The bytes as a snapshot table: how many entries, one after the other, are snapshots.
-fn as_snapshots(bytes: &[u8], size: u64, len: u64) -> Option<u32> {
-    let mut at = 0;
-    let mut count = 0;
-    while let Ok((snapshot, used)) = Snapshot::decode(bytes.get(at..).unwrap_or_default()) {
-        let l1 = snapshot.l1_table_offset.get();
-        let plausible = !snapshot.id.is_empty()
-            && snapshot.id.len() <= 20
-            && snapshot.id.iter().all(u8::is_ascii_digit)
-            && l1 > 0
-            && l1.is_multiple_of(size)
-            && l1 < len
-            && snapshot.l1_entries > 0;
-        if !plausible {
-            break;
-        }
-        count += 1;
-        at += used.next_multiple_of(8);
-    }
-    (count > 0).then_some(count)
 }
 
 /// The end of the last guest cluster that is mapped.

@@ -26,16 +26,32 @@ pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     if is_sound(planner, &header)? {
         return Ok(());
     }
-    let snapshots = snapshot_tables(planner, &header)?;
-    let (candidates, tables) = search(planner, &header, &snapshots)?;
+    replace(planner, &header)
+}
+
+/// Finds or makes another table than the one that the header names.
+pub(in super::super) fn find_another(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
+    let Ok(cluster) = header::cluster(planner)? else {
+        return Ok(());
+    };
+    match Header::decode_for_check(&cluster) {
+        Ok((header, _)) => replace(planner, &header),
+        Err(_) => Ok(()),
+    }
+}
+
+fn replace(planner: &mut Planner<'_, '_>, header: &Header) -> Result<(), PlanError> {
+    let snapshots = snapshot_tables(planner, header)?;
+    let (mut candidates, tables) = search(planner, header, &snapshots)?;
+    candidates.retain(|candidate| candidate.offset != header.l1_table_offset.get());
     match candidates.first() {
         Some(best) => {
             // A snapshot's table looks the same, and so does one that was given back.
             let all_known = snapshots.len() as u64 == u64::from(header.snapshot_count);
-            take(planner, &header, best, candidates.len() == 1 && all_known)
+            take(planner, header, best, candidates.len() == 1 && all_known)
         }
         // With snapshots, there is something to keep even if the active disk is lost.
-        None if !tables.is_empty() || !snapshots.is_empty() => make(planner, &header, &tables),
+        None if !tables.is_empty() || !snapshots.is_empty() => make(planner, header, &tables),
         None => Ok(()),
     }
 }

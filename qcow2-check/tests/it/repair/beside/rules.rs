@@ -22,13 +22,6 @@ pub(super) const LEFT: &[Rule<Left>] = &[
         applies: |case| case.all.hopeless.is_some() && case.salvage.hopeless.is_some(),
     },
     Rule {
-        name: "no qcow2 image",
-        why: "magic bytes, version or size of clusters say that it is none; `salvage` finds out what they were",
-        applies: |case| {
-            case.is_hopeless_for(Code::HeaderUnreadable, &[0, 4, 20]) && case.salvage.is_clean()
-        },
-    },
-    Rule {
         name: "unknown features",
         why: "an image may have features that are not known here; `salvage` takes them for damage",
         applies: |case| {
@@ -81,8 +74,7 @@ pub(super) const LEFT: &[Rule<Left>] = &[
             let words = [
                 "'data-file' is required",
                 "Could not open backing file",
-                "Could not open 'data",
-                "ata.raw': No such file",
+                "No such file or directory",
                 "requires a file name",
                 "File name too long",
                 "'encrypt.key-secret' is required",

@@ -39,7 +39,7 @@ impl Seed {
 }
 
 /// Every target, in the order in which they run.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "header",
         about: "Decodes a header with its extensions and backing name, and encodes it again.",
@@ -74,6 +74,13 @@ pub const TARGETS: [Target; 8] = [
         max_len_bytes: 256 << 10,
         run: qcow2_check::fuzzing::image,
         seeds: seeds::check_image,
+    },
+    Target {
+        name: "repair",
+        about: "Plans a repair of the input as a whole image, carries it out, repeats it and undoes it.",
+        max_len_bytes: 256 << 10,
+        run: qcow2_check::fuzzing::repair,
+        seeds: seeds::repair,
     },
     Target {
         name: "image",

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use qcow2_format::HostOffset;
 use qcow2_io::{Memory, Storage};
 
+use crate::repair::{Level, RepairOptions, plan, undo};
 use crate::{Options, Report, Severity, audit, owners, recount};
 
 /// Audits arbitrary bytes as an image. The last eight bytes say how much longer than its content the file is and which
@@ -69,6 +70,76 @@ pub fn image(data: &[u8]) {
             "findings depend on threads"
         );
     }
+}
+
+/// Bytes that a repair may let the file grow by.
+const GROWTH_MAX: u64 = 4 << 20;
+
+/// Repairs arbitrary bytes as an image, and undoes that. The last two bytes say how far the repair goes, and how much longer than its
+/// content the file is.
+///
+/// # Panics
+///
+/// If planning changes the image, a repair writes where its plan doesn't say, ends otherwise than promised, wants to do more when it is
+/// repeated, or can't be undone.
+pub fn repair(data: &[u8]) {
+    let Some((content, [level, longer])) = data.split_last_chunk::<2>() else {
+        return;
+    };
+    let level = match level % 3 {
+        0 => Level::Leaks,
+        1 => Level::All,
+        _ => Level::Salvage,
+    };
+    let mut before = content.to_vec();
+    before.resize(content.len() + (usize::from(*longer) << 9), 0);
+    let image = Memory::from(before.clone());
+    let options = RepairOptions {
+        level,
+        threads: 1,
+        max_actions: 5,
+        max_growth: Some(GROWTH_MAX),
+        ..RepairOptions::default()
+    };
+    let Ok(made) = plan(&image, &options) else {
+        assert!(bytes(&image) == before, "planning changes the image");
+        return;
+    };
+    assert!(bytes(&image) == before, "planning changes the image");
+    let promised = made.after().verdict();
+    let is_sound = promised == crate::Verdict::Sound;
+    let (writes, new_len) = (made.writes(), made.new_len());
+    let file = Memory::new();
+    made.apply(Some(&file)).expect("memory can be written");
+    drop(made);
+    let after = bytes(&image);
+    assert_eq!(after.len() as u64, new_len, "another length than promised");
+    let pairs = (0_u64..).zip(before.iter().chain(std::iter::repeat(&0)).zip(&after));
+    let mut told = writes.iter().peekable();
+    for (at, (old, new)) in pairs {
+        while told.next_if(|range| range.end <= at).is_some() {}
+        let is_told = told.peek().is_some_and(|range| range.start <= at);
+        assert!(
+            old == new || is_told,
+            "a write at {at:#x} that the plan doesn't tell"
+        );
+    }
+    let again = plan(&image, &options);
+    let again = again.as_ref().ok().filter(|_| is_sound);
+    if let Some(again) = again {
+        assert_eq!(
+            again.before().verdict(),
+            promised,
+            "another end than promised"
+        );
+        assert!(again.is_empty(), "once more does more: {again}");
+    }
+    undo(&image, &file, false).expect("memory can be written");
+    assert!(bytes(&image) == before, "undo brings something else back");
+}
+
+fn bytes(image: &Memory) -> Vec<u8> {
+    image.to_vec().expect("memory can be read")
 }
 
 /// Recounts the references of an image that `report` tells of.

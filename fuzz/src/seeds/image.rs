@@ -22,6 +22,37 @@ pub(crate) fn check_image() -> Vec<Seed> {
     images.into_iter().map(seed).collect()
 }
 
+/// Bytes of an image that has something to repair in each of its first tables.
+const DAMAGE: [(&str, usize, u8); 4] = [
+    ("header", 27, 0x40),
+    ("refcounts", 512 + 7, 1),
+    ("l1", 40, 0x80),
+    ("cut", usize::MAX, 0),
+];
+
+/// The same images, sound and damaged. The target takes two more bytes: how far the repair goes, and how much longer the file is.
+pub(crate) fn repair() -> Vec<Seed> {
+    let images = images().expect("within the format's limits");
+    let mut seeds = Vec::new();
+    for (number, (name, image)) in (0_u8..).zip(images) {
+        let tail = [number % 3, 0];
+        seeds.push(Seed::new(
+            name.clone(),
+            [image.clone(), tail.to_vec()].concat(),
+        ));
+        for (level, (damage, at, bits)) in (0_u8..).zip(DAMAGE) {
+            let mut damaged = image.clone();
+            match damaged.get_mut(at) {
+                Some(byte) => *byte ^= bits,
+                None => damaged.truncate(image.len() / 4 * 3),
+            }
+            damaged.extend([(number + level) % 3, 0]);
+            seeds.push(Seed::new(format!("{name}-{damage}"), damaged));
+        }
+    }
+    seeds
+}
+
 /// The same images, and some that the engine made, each with several tails of settings and requests.
 pub(crate) fn image() -> Vec<Seed> {
     // Kind, border, its number, how far beside it, length, unit of the length.

@@ -8,6 +8,6 @@ mod tables;
 
 pub(crate) use codec::decompress;
 pub(crate) use header::{header, luks};
-pub(crate) use image::{check_image, image};
+pub(crate) use image::{check_image, image, repair};
 pub(crate) use luks_open::luks_open;
 pub(crate) use tables::{refcount_block, tables};

@@ -38,6 +38,7 @@ kinds! {
     FindL1 = "FIND-L1", "Takes a cluster that looks like an L1 table for the active one.";
     MakeL1 = "MAKE-L1", "Makes a new L1 table of L2 tables that were found.";
     FindL2 = "FIND-L2", "Puts an L2 table back that nothing refers to.";
+    FindSnapshots = "FIND-SNAPSHOTS", "Takes a cluster that looks like a snapshot table for the one that the header does not lead to.";
     DropBitmap = "DROP-BITMAP", "Drops a bitmap, or all of them.";
     MendBitmap = "MEND-BITMAP", "Marks a part of a bitmap as changed, or clears bits that mean nothing.";
     MendSnapshot = "MEND-SNAPSHOT", "Rewrites an entry of the snapshot table.";

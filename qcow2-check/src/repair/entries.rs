@@ -50,6 +50,8 @@ pub(super) fn judge_table(image: &Image<'_>, index: u64, bytes: &[u8]) -> Judged
         }
         match judge(image, image.guest_offset(index, number), entry) {
             Verdict::Sound => judged.sound += 1,
+            // Where even the bits that mean nothing are set, it is a number of something else.
+            Verdict::NoCluster(..) if entry.reserved_bits() != 0 => judged.lost += 1,
             Verdict::Mend(..) | Verdict::NoCluster(..) => judged.mendable += 1,
             Verdict::Lost(_, true) => judged.cut += 1,
             Verdict::Lost(_, false) => judged.lost += 1,

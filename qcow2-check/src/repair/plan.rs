@@ -10,7 +10,7 @@ use super::overlay::Overlay;
 use super::undo::{self, UndoError};
 use super::{Level, Orphans, Plan, PlanError, RepairOptions};
 use super::{bits, header, orphans, refcounts, rounds, salvage};
-use crate::{Code, Options, Report, Severity, Verdict, check};
+use crate::{Code, Finding, Options, Report, Severity, Structure, Verdict, check};
 
 /// Bytes that any file may grow by.
 const GROWTH_MIN: u64 = 64 << 20;
@@ -115,19 +115,31 @@ pub(super) fn make<'a>(
     }
     let mut after = None;
     if options.level == Level::Leaks {
-        if before.complete && before.verdict() != Verdict::Sound {
+        let is_whole = header::snapshots::hidden(&planner)?.is_none();
+        if before.complete && before.verdict() != Verdict::Sound && is_whole {
             refcounts::lower(&mut planner)?;
         }
     } else if before.verdict() != Verdict::Sound || needs_header(&before) {
         if options.level == Level::Salvage {
             salvage::header(&mut planner)?;
         }
+        header::start::mend(&mut planner)?;
+        header::trial::mend(&mut planner, &before)?;
         bits::mark(&mut planner)?;
         header::mend(&mut planner)?;
+        header::snapshots::mend(&mut planner)?;
         if options.level == Level::Salvage {
+            salvage::snapshots(&mut planner)?;
             salvage::l1(&mut planner)?;
         }
-        rounds::mend(&mut planner)?;
+        let mended = rounds::mend(&mut planner);
+        if options.level == Level::Salvage && mended.as_ref().is_err_and(is_no_l1) {
+            // What looked like an L1 table turned out to be none.
+            salvage::another_l1(&mut planner)?;
+            rounds::mend(&mut planner)?;
+        } else {
+            mended?;
+        }
         if options.level == Level::Salvage && salvage::tables(&mut planner)? {
             rounds::mend(&mut planner)?;
         }
@@ -170,6 +182,12 @@ pub(super) fn make<'a>(
         after,
         kept_orphans: kept || hidden && leaks,
     })
+}
+
+/// Whether the active L1 table is what there is nothing to begin with.
+fn is_no_l1(error: &PlanError) -> bool {
+    let is_l1 = |finding: &Finding| finding.place.structure == Structure::ActiveL1;
+    matches!(error, PlanError::Hopeless(finding) if is_l1(finding))
 }
 
 /// Whether notes of the check are of a kind that a repair puts right.

@@ -68,6 +68,17 @@ pub(super) fn read(image: &Image<'_>) -> Table {
         }
         let from = usize::try_from(at - base).unwrap_or(usize::MAX);
         let here = buffer.get(from..).unwrap_or_default();
+        let is_last = number + 1 == u64::from(count.min(MAX_SNAPSHOTS));
+        if let Some((snapshot, len)) = with_other_length(image, here, is_last) {
+            let reason = format!("entry {number} has {len} bytes, by its id and what follows");
+            let place = place().entry(number).snapshot(Some(number));
+            table
+                .actions
+                .push(Action::new(ActionKind::MendSnapshot, place, reason));
+            table.judge(image, snapshot, number);
+            at += len as u64;
+            continue;
+        }
         let Ok((mut snapshot, len)) = Snapshot::decode_truncating(here).or_else(|_| fixed(here))
         else {
             table.lose(place().entry(number), format!("there is no entry {number}"));
@@ -107,7 +118,8 @@ pub(super) fn read(image: &Image<'_>) -> Table {
         }
         let beyond = at.saturating_add(len as u64) - offset > MAX_TABLE_BYTES;
         if beyond || at >= image.file_len() || is_blank(&snapshot) {
-            // Nothing is lost by that: there is nothing.
+            // Nothing is lost by that: there is nothing. But if that is so of all entries, the table may be elsewhere.
+            table.hidden |= number == 0;
             let reason = format!("there is no entry {number}, the table ends before it");
             let place = place().entry(number);
             let action = Action::new(ActionKind::DropSnapshot, place, reason);
@@ -133,6 +145,65 @@ fn fixed(bytes: &[u8]) -> Result<(Snapshot, usize), ()> {
         }
     }
     Snapshot::decode(&short).map_err(|_| ())
+}
+
+/// Where the lengths of an entry's parts stand: id and name (2 bytes each), extra data (4).
+const NAMES_LEN: std::ops::Range<usize> = 12..16;
+const EXTRA_LEN: std::ops::Range<usize> = 36..40;
+/// Lengths that extra data has had.
+const EXTRA_LENS: [u32; 3] = [24, 16, 0];
+/// Digits that an id may have.
+const ID_MAX: usize = 20;
+/// Longest name that is looked for.
+const NAME_MAX: usize = 1023;
+
+/// The first entry of `bytes` and its length, if it makes sense with one other length only: by that its id is a number, and the next
+/// entry is where it should be.
+fn with_other_length(image: &Image<'_>, bytes: &[u8], is_last: bool) -> Option<(Snapshot, usize)> {
+    let sound = |bytes: &[u8]| {
+        let (snapshot, len) = Snapshot::decode(bytes).ok()?;
+        let next = bytes.get(len.next_multiple_of(8)..)?;
+        let follows = || Snapshot::decode(next).is_ok_and(|(next, _)| is_plausible(image, &next));
+        let id = !snapshot.id.is_empty() && snapshot.id.iter().all(u8::is_ascii_digit);
+        let name = !snapshot.name.contains(&0);
+        (id && name && (is_last || follows())).then_some((snapshot, len))
+    };
+    if sound(bytes).is_some() {
+        return None;
+    }
+    let mut tried = bytes.get(..ENTRY_BYTES_MAX.min(bytes.len()))?.to_vec();
+    for len in EXTRA_LENS {
+        let field = tried.get_mut(EXTRA_LEN)?;
+        field.copy_from_slice(&len.to_be_bytes());
+        let found = sound(&tried).filter(|(snapshot, _)| is_plausible(image, snapshot));
+        if found.is_some() {
+            return found;
+        }
+    }
+    let tried = tried.get_mut(..bytes.len())?;
+    tried
+        .get_mut(EXTRA_LEN)?
+        .copy_from_slice(bytes.get(EXTRA_LEN)?);
+    let extra = u32::from_be_bytes(bytes.get(EXTRA_LEN)?.try_into().ok()?);
+    let start = usize::try_from(extra).ok()?.checked_add(40)?;
+    // Names end where the padding or the next entry begins, both with a zero.
+    let names = bytes.get(start..)?;
+    let names = names.iter().take(ID_MAX + NAME_MAX);
+    let names: Vec<u8> = names.take_while(|byte| **byte != 0).copied().collect();
+    let digits = names
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    let said = u16::from_be_bytes(bytes.get(12..14)?.try_into().ok()?);
+    [usize::from(said), digits.min(ID_MAX)]
+        .into_iter()
+        .find_map(|id| {
+            let name = u16::try_from(names.len().checked_sub(id)?).ok()?;
+            let id = u16::try_from(id).ok()?;
+            let both = [id.to_be_bytes(), name.to_be_bytes()].concat();
+            tried.get_mut(NAMES_LEN)?.copy_from_slice(&both);
+            sound(tried).filter(|(snapshot, _)| is_plausible(image, snapshot))
+        })
 }
 
 /// Whether an entry found by searching is one.

@@ -224,7 +224,7 @@ fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> Result<bool, Pla
                 continue;
             }
             let mut leads = entry.reserved_bits() == 0;
-            if wanted && looked_at < TABLES_LOOKED_AT && offset.get() < image.file_len() {
+            if looked_at < TABLES_LOOKED_AT && offset.get() < image.file_len() {
                 looked_at += 1;
                 image.reader.read(&mut table, offset.get())?;
                 let judged = judge_table(image, 0, &table);

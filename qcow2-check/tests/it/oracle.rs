@@ -89,6 +89,14 @@ impl Workshop {
         fs::read(self.path(name)).unwrap()
     }
 
+    /// The beginning of a file, at most `limit` bytes.
+    pub(crate) fn read_start(&self, name: &str, limit: u64) -> Vec<u8> {
+        let file = fs::File::open(self.path(name)).unwrap();
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
         fs::write(self.path(name), bytes).unwrap();
     }
@@ -132,7 +140,17 @@ impl Workshop {
 
     /// Asks QEMU for its judgement on an image.
     pub(crate) fn check(&self, name: &str, access: Access) -> Judgement {
-        let mut args = words("check --output=json");
+        self.judge(name, access, "check --output=json")
+    }
+
+    /// Lets QEMU repair an image as far as it goes; what it says of that.
+    pub(crate) fn repair(&self, name: &str, access: Access) -> Judgement {
+        self.judge(name, access, "check -r all --output=json")
+    }
+
+    /// Runs a command of `qemu-img` on an image.
+    fn judge(&self, name: &str, access: Access, command: &str) -> Judgement {
+        let mut args = words(command);
         match access {
             Access::Plain => args.extend(["-f", "qcow2", name].map(str::to_owned)),
             Access::WithSecret => {
@@ -140,9 +158,14 @@ impl Workshop {
                 args.push(target(name, access));
             }
         }
-        let messages = self.path(&format!("{name}.messages"));
-        let child = Command::new("qemu-img")
-            .args(&args)
+        self.ask("qemu-img", &args)
+    }
+
+    /// Runs `tool` in the directory, and ends it when it takes too long.
+    pub(crate) fn ask(&self, tool: &str, args: &[String]) -> Judgement {
+        let messages = self.path("messages");
+        let child = Command::new(tool)
+            .args(args)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

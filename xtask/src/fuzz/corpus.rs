@@ -27,7 +27,7 @@ const QEMU_IMAGES: [(&str, &str); 6] = [
     ),
 ];
 
-/// What the target `check_image` takes from the end of its input; the other one does not look there.
+/// What the targets `check_image` and `repair` take from the end of their inputs; the other one does not look there.
 const SETTINGS: [u8; 8] = [0; 8];
 
 /// Where the corpus lies.
@@ -46,11 +46,12 @@ pub(crate) fn write_seeds(target: &Target) -> Result<usize> {
     for seed in &seeds {
         fs::write(folder.join(format!("seed-{}", seed.name)), &seed.bytes)?;
     }
-    let from_qemu = if matches!(target.name, "header" | "check_image") && has_program("qemu-img") {
-        write_qemu_images(target, &folder)?
-    } else {
-        0
-    };
+    let from_qemu =
+        if matches!(target.name, "header" | "check_image" | "repair") && has_program("qemu-img") {
+            write_qemu_images(target, &folder)?
+        } else {
+            0
+        };
     Ok(seeds.len() + from_qemu)
 }
 

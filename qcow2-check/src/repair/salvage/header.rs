@@ -6,15 +6,19 @@
 use qcow2_format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
 use qcow2_format::header::{
     AutoclearFeatures, CompatibleFeatures, CompressionType, CryptMethod, CryptoExtension,
-    Extension, FeatureName, Header, HeaderError, IncompatibleFeatures, Version,
+    Extension, FeatureName, Header, IncompatibleFeatures, Version,
 };
-use qcow2_format::{EntryRules, Geometry, HostOffset, L1Entry, LuksHeader, Snapshot, raw};
+use qcow2_format::{EntryRules, Geometry, HostOffset, L1Entry, LuksHeader, raw};
 use qcow2_io::{ExtentKind, Storage};
 
-use super::super::PlanError;
 use super::super::action::{Action, ActionKind, Effect};
 use super::super::plan::Planner;
+use super::super::{
+    PlanError,
+    header::{self, start},
+};
 use super::scan::{as_l1, each_cluster, l2_tables};
+use super::snapshots::plausible;
 use crate::{Place, Structure};
 
 /// Bytes read at once when pairs of entries are counted.
@@ -25,47 +29,19 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Makes a header, if the one there is says nothing to go by.
 pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
-    let mut start = vec![0; 1 << MAX_CLUSTER_BITS];
-    planner.overlay.read_at(&mut start, 0)?;
-    let decoded = Header::decode_for_check(&start);
-    let hopeless = match &decoded {
-        Ok((header, _)) => !is_credible(planner, header)?,
-        Err(
-            HeaderError::Magic { .. }
-            | HeaderError::Version { .. }
-            | HeaderError::Geometry(qcow2_format::GeometryError::ClusterBits { .. })
-            | HeaderError::HeaderLength { .. }
-            | HeaderError::TableUnaligned { .. }
-            | HeaderError::TableEnd { .. }
-            | HeaderError::TableTooLarge { .. },
-        ) => true,
-        // Single fields are mended later.
-        Err(_) => false,
-    };
-    if !hopeless {
+    let mut old = vec![0; 1 << MAX_CLUSTER_BITS];
+    planner.overlay.read_at(&mut old, 0)?;
+    if fits(planner, &old)? {
         return Ok(());
     }
     // The smallest damage first: fields that are out of order, all others as they are.
     let Some(bits) = cluster_bits(planner)? else {
         return Ok(());
     };
-    if let Some(mended) = mend_fields(planner, &start, bits)? {
-        let layer = planner.overlay.layer();
-        planner.overlay.write(layer, 0, &mended)?;
-        let place = Place::of(Structure::Header).at(0, mended.len() as u64);
-        let reason = format!(
-            "magic bytes, version and clusters of {} bytes; the rest of the header fits",
-            1_u64 << bits
-        );
-        let action = Action::new(ActionKind::FindHeader, place, reason);
-        planner.add(
-            action
-                .changes(0, mended.len() as u64)
-                .effect(Effect::Reachable),
-        );
-        return Ok(());
+    if let Some(mended) = start::fields(planner, &old, bits, true)? {
+        return start::write(planner, ActionKind::FindHeader, &mended, bits);
     }
-    let header = make(planner, &start, bits)?;
+    let header = make(planner, &old, bits)?;
     let Some(mut header) = header else {
         return Ok(());
     };
@@ -96,67 +72,25 @@ pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     Ok(())
 }
 
-/// The start of the header with magic bytes, version and size of clusters put right, if with that everything else makes sense.
-fn mend_fields(
-    planner: &Planner<'_, '_>,
-    old: &[u8],
-    bits: u32,
-) -> Result<Option<Vec<u8>>, PlanError> {
-    for version in [3_u32, 2] {
-        let mut tried = old.to_vec();
-        let fields = [
-            (0, raw::Header::MAGIC),
-            (4, version.to_be_bytes()),
-            (20, bits.to_be_bytes()),
-        ];
-        for (at, bytes) in fields {
-            if let Some(field) = tried.get_mut(at..at + 4) {
-                field.copy_from_slice(&bytes);
-            }
-        }
-        if let Ok((header, defects)) = Header::decode_for_check(&tried)
-            && !defects.iter().any(HeaderError::is_refused)
-            && header.l1_entries > 0
-            && super::l1::is_sound(planner, &header)?
-        {
-            tried.truncate(24);
-            return Ok(Some(tried));
-        }
+/// Whether the header leads to something, as it is or with single fields corrected, as happens to it after this.
+fn fits(planner: &Planner<'_, '_>, start: &[u8]) -> Result<bool, PlanError> {
+    let Ok(len) = Header::probe(start) else {
+        return Ok(false);
+    };
+    let cluster = start.get(..len).unwrap_or(start);
+    if let Ok((header, _)) = Header::decode_for_check(cluster) {
+        return start::is_credible(planner, &header);
     }
-    Ok(None)
-}
-
-/// Whether a header that can be read fits the file: the first refcount block says that the header is in use, or the L1 table leads to
-/// L2 tables.
-fn is_credible(planner: &Planner<'_, '_>, header: &Header) -> Result<bool, PlanError> {
-    if let Some(found) = by_layout(planner)? {
-        return Ok(found == header.geometry.cluster_bits());
-    }
-    Ok(true)
-}
-
-/// The size of clusters, if the file begins as writers let it begin.
-fn by_layout(planner: &Planner<'_, '_>) -> Result<Option<u32>, PlanError> {
-    let mut found = None;
-    for bits in MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS {
-        let size = 1_u64 << bits;
-        let mut entry = [0; 8];
-        planner.overlay.read_at(&mut entry, size)?;
-        if u64::from_be_bytes(entry) != 2 * size {
-            continue;
-        }
-        // The block behind it counts header, table and itself: not zero, whatever the width.
-        let mut block = [0; 32];
-        planner.overlay.read_at(&mut block, 2 * size)?;
-        if block != [0; 32] {
-            found = Some(bits);
-        }
-    }
-    Ok(found)
+    let Ok(readable) = header::readable(planner, cluster.to_vec())? else {
+        return Ok(false);
+    };
+    // Several fields wrong at once are the sign of one that all depend on.
+    Ok(start::is_credible(planner, &readable.header)?
+        && super::l1::is_sound(planner, &readable.header)?)
 }
 
 fn cluster_bits(planner: &Planner<'_, '_>) -> Result<Option<u32>, PlanError> {
-    match by_layout(planner)? {
+    match start::by_layout(planner)? {
         Some(bits) => Ok(Some(bits)),
         None => by_distance(planner),
     }
@@ -251,7 +185,7 @@ fn make(planner: &Planner<'_, '_>, old: &[u8], bits: u32) -> Result<Option<Heade
             && LuksHeader::decode(start).is_ok()
         {
             luks = Some((offset, LuksHeader::from_bytes(*start)));
-        } else if let Some(count) = as_snapshots(bytes, size, len)
+        } else if let Some(count) = plausible(bytes, size, len)
             && (snapshots.is_none() || offset == number(old, 64, 8))
         {
             snapshots = Some((offset, count));
@@ -339,28 +273,6 @@ fn best_entries(planner: &Planner<'_, '_>, bits: u32) -> Result<bool, PlanError>
     };
     // A standard table read as an extended one has offsets for bitmaps, and the other way round; where both fit, standard is it.
     Ok(count(true)? > count(false)?)
-}
-
-/// The bytes as a snapshot table: how many entries, one after the other, are snapshots.
-fn as_snapshots(bytes: &[u8], size: u64, len: u64) -> Option<u32> {
-    let mut at = 0;
-    let mut count = 0;
-    while let Ok((snapshot, used)) = Snapshot::decode(bytes.get(at..).unwrap_or_default()) {
-        let l1 = snapshot.l1_table_offset.get();
-        let plausible = !snapshot.id.is_empty()
-            && snapshot.id.len() <= 20
-            && snapshot.id.iter().all(u8::is_ascii_digit)
-            && l1 > 0
-            && l1.is_multiple_of(size)
-            && l1 < len
-            && snapshot.l1_entries > 0;
-        if !plausible {
-            break;
-        }
-        count += 1;
-        at += used.next_multiple_of(8);
-    }
-    (count > 0).then_some(count)
 }
 
 /// The end of the last guest cluster that is mapped.

@@ -1,7 +1,7 @@
 //! The active L1 table, where the header leads to none.
 
 use qcow2_format::geometry::MAX_L1_BYTES;
-use qcow2_format::{Header, HostOffset, L1Entry};
+use qcow2_format::{Geometry, Header, HostOffset, L1Entry};
 use qcow2_io::Storage;
 
 use super::super::action::{Action, ActionKind, Effect};
@@ -26,10 +26,32 @@ pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     if is_sound(planner, &header)? {
         return Ok(());
     }
-    let (candidates, tables) = search(planner, &header)?;
+    replace(planner, &header)
+}
+
+/// Finds or makes another table than the one that the header names.
+pub(in super::super) fn find_another(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
+    let Ok(cluster) = header::cluster(planner)? else {
+        return Ok(());
+    };
+    match Header::decode_for_check(&cluster) {
+        Ok((header, _)) => replace(planner, &header),
+        Err(_) => Ok(()),
+    }
+}
+
+fn replace(planner: &mut Planner<'_, '_>, header: &Header) -> Result<(), PlanError> {
+    let snapshots = snapshot_tables(planner, header)?;
+    let (mut candidates, tables) = search(planner, header, &snapshots)?;
+    candidates.retain(|candidate| candidate.offset != header.l1_table_offset.get());
     match candidates.first() {
-        Some(best) => take(planner, &header, best),
-        None if !tables.is_empty() => make(planner, &header, &tables),
+        Some(best) => {
+            // A snapshot's table looks the same, and so does one that was given back.
+            let all_known = snapshots.len() as u64 == u64::from(header.snapshot_count);
+            take(planner, header, best, candidates.len() == 1 && all_known)
+        }
+        // With snapshots, there is something to keep even if the active disk is lost.
+        None if !tables.is_empty() || !snapshots.is_empty() => make(planner, header, &tables),
         None => Ok(()),
     }
 }
@@ -42,7 +64,10 @@ pub(super) fn refcount_table(header: &Header) -> std::ops::Range<u64> {
 }
 
 /// Whether what the header names can be an L1 table: it lies in the file, and most entries lead to where a table can be.
-pub(super) fn is_sound(planner: &Planner<'_, '_>, header: &Header) -> Result<bool, PlanError> {
+pub(in super::super) fn is_sound(
+    planner: &Planner<'_, '_>,
+    header: &Header,
+) -> Result<bool, PlanError> {
     let len = u64::from(header.l1_entries) * 8;
     let offset = header.l1_table_offset.get();
     let end = planner.overlay.new_len();
@@ -76,6 +101,7 @@ pub(super) fn is_sound(planner: &Planner<'_, '_>, header: &Header) -> Result<boo
 fn search(
     planner: &Planner<'_, '_>,
     header: &Header,
+    snapshots: &[u64],
 ) -> Result<(Vec<Candidate>, Vec<Candidate>), PlanError> {
     let rules = header.entry_rules();
     let mut l2 = l2_tables(planner, rules)?;
@@ -83,19 +109,53 @@ fn search(
     l2.retain(|table| !refcounts.contains(&table.offset));
     let tables: Vec<u64> = l2.iter().map(|table| table.offset).collect();
     let mut found = Vec::new();
-    // What snapshots have is theirs.
-    let named = snapshot_tables(planner, header)?;
     each_cluster(planner, header.geometry.cluster_size(), |offset, bytes| {
+        // What snapshots have is theirs.
         if offset > 0
-            && !named.contains(&offset)
+            && !snapshots.contains(&offset)
             && let Some(candidate) = as_l1(offset, bytes, &tables)
         {
             found.push(candidate);
         }
     })?;
+    let needed = header.geometry.l1_entries_for(header.virtual_size_raw);
+    join(planner, header.geometry, needed, &mut found)?;
     // The active table has flags, snapshots' have them from when they were it; more entries are more evidence; the later one is newer.
     found.sort_by_key(|c| std::cmp::Reverse((c.copied, c.entries, c.offset)));
     Ok((found, l2))
+}
+
+/// Adds to each first cluster of a table of several what the others have: they lie one behind the other, and some may be all zeros.
+fn join(
+    planner: &Planner<'_, '_>,
+    geometry: Geometry,
+    entries: u64,
+    found: &mut [Candidate],
+) -> Result<(), PlanError> {
+    let size = geometry.cluster_size();
+    let clusters = geometry.clusters_for(entries.saturating_mul(8).min(MAX_L1_BYTES));
+    if clusters < 2 {
+        return Ok(());
+    }
+    let mut alone = found.to_vec();
+    alone.sort_by_key(|candidate| candidate.offset);
+    let mut bytes = vec![0; geometry.cluster_len()];
+    for first in found {
+        for number in 1..clusters {
+            let offset = first.offset.saturating_add(number * size);
+            let known = alone.binary_search_by_key(&offset, |candidate| candidate.offset);
+            if let Some(more) = known.ok().and_then(|at| alone.get(at)) {
+                first.entries += more.entries;
+                first.copied |= more.copied;
+                continue;
+            }
+            planner.overlay.read_at(&mut bytes, offset)?;
+            if !crate::reader::is_zero(&bytes) {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where the snapshots' L1 tables are, as far as the snapshot table can be read.
@@ -124,7 +184,12 @@ fn write_fields(
     Ok(())
 }
 
-fn take(planner: &mut Planner<'_, '_>, header: &Header, best: &Candidate) -> Result<(), PlanError> {
+fn take(
+    planner: &mut Planner<'_, '_>,
+    header: &Header,
+    best: &Candidate,
+    is_only: bool,
+) -> Result<(), PlanError> {
     let geometry = header.geometry;
     let needed = geometry.l1_entries_for(header.virtual_size_raw);
     let entries = u64::from(header.l1_entries).max(needed);
@@ -137,7 +202,12 @@ fn take(planner: &mut Planner<'_, '_>, header: &Header, best: &Candidate) -> Res
         best.entries
     );
     let action = Action::new(ActionKind::FindL1, place, reason);
-    planner.add(action.changes(FIELDS, 12).effect(Effect::Reachable));
+    let effect = if is_only {
+        Effect::Reachable
+    } else {
+        Effect::Ambiguous
+    };
+    planner.add(action.changes(FIELDS, 12).effect(effect));
     Ok(())
 }
 
@@ -177,13 +247,23 @@ fn make(
         .at(offset, clusters * size)
         .guest(0, header.virtual_size_raw);
     let count = tables.len().min(taken) as u64;
-    let reason = "no L1 table can be found; L2 tables are put in the order of the file";
+    let (reason, effect) = if count > 0 {
+        (
+            "no L1 table can be found; L2 tables are put in the order of the file",
+            Effect::Ambiguous,
+        )
+    } else {
+        (
+            "neither L1 nor L2 tables can be found; the disk is empty, its snapshots stay",
+            Effect::Lost,
+        )
+    };
     let action = Action::new(ActionKind::MakeL1, place, reason).times(count.max(1));
     planner.add(
         action
             .changes(offset, clusters * size)
             .changes(FIELDS, 12)
-            .effect(Effect::Ambiguous),
+            .effect(effect),
     );
     Ok(())
 }

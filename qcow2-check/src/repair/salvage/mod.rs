@@ -6,8 +6,13 @@
 mod header;
 mod l1;
 mod scan;
+mod snapshots;
 mod tables;
 
 pub(super) use header::find as header;
 pub(super) use l1::find as l1;
+pub(super) use l1::find_another as another_l1;
+pub(super) use l1::is_sound as leads_to_l1;
+pub(super) use snapshots::find as snapshots;
+pub(super) use snapshots::plausible as plausible_snapshots;
 pub(super) use tables::find as tables;

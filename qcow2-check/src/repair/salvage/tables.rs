@@ -71,7 +71,8 @@ fn find_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<bool, PlanEr
     Ok(!taken.is_empty())
 }
 
-/// Entries of the active L1 table that this repair has given up, and that had a table before; else all that are empty and within the disk.
+/// Entries of the active L1 table that this repair has given up, and that had a table before; where the table itself is another one or
+/// was cut, all that are empty and within the disk. An entry that was empty in a table that was sound is none that lost something.
 fn free_entries(planner: &Planner<'_, '_>, image: &Image<'_>) -> Result<Vec<u64>, PlanError> {
     let offset = image.header.l1_table_offset.get();
     let entries = image
@@ -93,7 +94,13 @@ fn free_entries(planner: &Planner<'_, '_>, image: &Image<'_>) -> Result<Vec<u64>
         .filter(|(_, now, before)| *now && !*before)
         .map(|(index, ..)| *index)
         .collect();
-    if !given_up.is_empty() {
+    let another = [
+        ActionKind::FindHeader,
+        ActionKind::FindL1,
+        ActionKind::GrowFile,
+    ];
+    let is_another = another.iter().any(|kind| planner.actions.has(*kind));
+    if !given_up.is_empty() || !is_another {
         return Ok(given_up);
     }
     Ok(words

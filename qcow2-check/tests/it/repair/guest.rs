@@ -17,6 +17,8 @@ pub(crate) struct Cluster {
     pub(crate) path: u64,
     /// Its content, as a hash; `None` where it can't be read.
     pub(crate) content: Option<u64>,
+    /// What it would read as without data of its own, as a hash.
+    pub(crate) empty: Option<u64>,
 }
 
 /// The clusters of a disk.
@@ -95,6 +97,13 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Guest> {
     Some(guest)
 }
 
+/// What stands for a content.
+pub(crate) fn hash(content: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn number(bytes: &[u8], offset: u64, len: u64) -> u64 {
     (offset..offset.saturating_add(len)).fold(0, |sum, at| {
         let at = usize::try_from(at).unwrap_or(usize::MAX);
@@ -107,13 +116,7 @@ impl Reader<'_> {
         let entry_size = if self.extended { 16 } else { 8 };
         let per_table = self.cluster / entry_size;
         let clusters = size.div_ceil(self.cluster);
-        let hash = |content: Option<Vec<u8>>| {
-            content.map(|content| {
-                let mut hasher = DefaultHasher::new();
-                content.hash(&mut hasher);
-                hasher.finish()
-            })
-        };
+        let hash = |content: Option<Vec<u8>>| content.map(|content| hash(&content));
         let empty = hash(Some(self.none(u64::MAX / 2)));
         let below = hash(Some(self.none(0)));
         (0..clusters)
@@ -126,6 +129,7 @@ impl Reader<'_> {
                 let done = |path: DefaultHasher, content| Cluster {
                     path: path.finish(),
                     content,
+                    empty: nothing,
                 };
                 if index >= entries {
                     entries.hash(&mut path);

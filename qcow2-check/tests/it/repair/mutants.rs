@@ -43,7 +43,11 @@ struct Outcome {
     failures: Vec<String>,
 }
 
-fn damaged(base: &Base, mutant: &Mutant) -> Vec<u8> {
+/// Longest file that a damage makes: an end far away stands for any.
+const LEN_MAX: u64 = 16 << 20;
+
+/// The image with the damage.
+pub(super) fn damaged(base: &Base, mutant: &Mutant) -> Vec<u8> {
     let mut bytes = base.bytes.clone();
     match mutant.change {
         Change::Poke {
@@ -56,7 +60,7 @@ fn damaged(base: &Base, mutant: &Mutant) -> Vec<u8> {
             bytes.resize(end, 0);
             bytes[at..at + value.len()].copy_from_slice(value);
         }
-        Change::Truncate { len } => bytes.resize(usize::try_from(len).unwrap(), 0),
+        Change::Truncate { len } => bytes.resize(usize::try_from(len.min(LEN_MAX)).unwrap(), 0),
     }
     bytes
 }

@@ -1,0 +1,138 @@
+//! Refcounts, made anew of the references.
+//!
+//! The structures that hold them own nothing that could not be made again, so they give way to everything else: a block or table that
+//! shares its place, lies past the end or can't be found is made anew at the end of the file. What is where it should be stays and
+//! is corrected in place.
+
+mod flags;
+mod pass;
+mod table;
+
+use std::sync::Arc;
+
+use super::action::{Action, ActionKind};
+use super::plan::Planner;
+use super::{Orphans, PlanError, header};
+use crate::blocks::Blocks;
+use crate::{Code, Finding, Place, Run, Structure, load, references};
+
+use flags::mend_flags;
+use pass::{Changed, Direction, Pass};
+use table::Table;
+
+/// The finding that ended a phase.
+pub(super) fn hopeless(run: Run<'_>) -> PlanError {
+    if run.is_cancelled() {
+        return PlanError::Cancelled;
+    }
+    let (findings, _) = run.finish().1.finish();
+    let last = findings
+        .into_iter()
+        .rfind(|finding| finding.severity() == crate::Severity::Error);
+    let unknown = || Finding::new(Code::CheckLimited, Place::of(Structure::File), "unknown");
+    PlanError::Hopeless(Box::new(last.unwrap_or_else(unknown)))
+}
+
+/// What a failure to start threads is called.
+pub(super) fn no_threads() -> PlanError {
+    let place = Place::of(Structure::File);
+    PlanError::Hopeless(Box::new(Finding::new(
+        Code::HeaderUnreadable,
+        place,
+        "no threads can be started",
+    )))
+}
+
+/// Lowers refcounts that are too high, and does nothing else. All references must have been counted.
+pub(super) fn lower(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
+    header::drop_void_bitmaps(planner)?;
+    let options = planner.check_options();
+    let layer = planner.overlay.layer();
+    let overlay = Arc::clone(&planner.overlay);
+    let overlay = &*overlay;
+    let lowered = Run::start(&options, |run| {
+        let counted = load::load(overlay, &run)
+            .and_then(|loaded| Some((references::count(&loaded, &run)?, loaded)));
+        let Some((counted, loaded)) = counted else {
+            return Err(hopeless(run));
+        };
+        if !counted.complete {
+            return Ok(Changed::default());
+        }
+        let pass = Pass {
+            overlay,
+            image: &loaded.image,
+            map: &counted.map,
+            blocks: &counted.blocks,
+            keep: None,
+        };
+        pass.run(layer, Direction::Lower, &run)
+    });
+    let changed = lowered.unwrap_or_else(|| Err(no_threads()))?;
+    changed.tell(planner, ActionKind::LowerRefcounts);
+    Ok(())
+}
+
+/// Puts refcounts and COPIED flags right, and the structures that hold refcounts. Nothing else may be wrong by now.
+pub(super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
+    let options = planner.check_options();
+    Run::start(&options, |run| mend_with(planner, run)).unwrap_or_else(|| Err(no_threads()))
+}
+
+fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanError> {
+    // The picture is read through the same overlay that is written to: structures that are read here are not written here.
+    let raise = planner.overlay.layer();
+    let switch = planner.overlay.layer();
+    let flags = planner.overlay.layer();
+    let lower = planner.overlay.layer();
+    let overlay = Arc::clone(&planner.overlay);
+    let Some(loaded) = load::load(&*overlay, &run) else {
+        return Err(hopeless(run));
+    };
+    let image = &loaded.image;
+    let Some(counted) = references::count_others(&loaded, &run) else {
+        return Err(hopeless(run));
+    };
+    let (mut map, scan) = (counted.map, counted.scan);
+    let suspect = counted.tally.copied_suspect || !scan.duplicates.is_empty();
+    let bits = image.cluster_bits();
+    planner.keep_clear(map.end() << bits);
+
+    let mut table = Table::read(image, &map);
+    let mut released = table.claim(image, &mut map);
+    table.complete(planner, image, &mut map, &mut released)?;
+    table.write(planner, image, (raise, switch))?;
+
+    let blocks = Blocks::from(table.blocks());
+    let keep = (planner.hidden && planner.options.orphans != Orphans::Free).then_some(&released);
+    let pass = Pass {
+        overlay: &overlay,
+        image,
+        map: &map,
+        blocks: &blocks,
+        keep,
+    };
+    let raised = pass.run(raise, Direction::Raise, &run)?;
+    let wrong = if suspect {
+        mend_flags(&overlay, flags, image, &map, &scan)
+    } else {
+        0
+    };
+    let lowered = pass.run(lower, Direction::Lower, &run)?;
+    if run.is_cancelled() {
+        return Err(PlanError::Cancelled);
+    }
+    if let Some((offset, reason)) = image.reader.failure() {
+        let place = Place::of(Structure::File).at(*offset, 0);
+        let finding = Finding::new(Code::ReadFailed, place, reason.clone());
+        return Err(PlanError::Hopeless(Box::new(finding)));
+    }
+    raised.tell(planner, ActionKind::RaiseRefcounts);
+    if wrong > 0 {
+        let place = Place::of(Structure::L2Table);
+        let reason = "the flags don't agree with the number of references";
+        planner.add(Action::new(ActionKind::SetCopied, place, reason).times(wrong));
+    }
+    lowered.tell(planner, ActionKind::LowerRefcounts);
+    Ok(())
+}

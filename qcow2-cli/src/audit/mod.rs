@@ -9,7 +9,7 @@
 mod audited;
 mod chain;
 mod explain;
-mod facts;
+pub(crate) mod facts;
 mod inputs;
 pub(crate) mod json;
 mod online;
@@ -32,9 +32,10 @@ pub use chain::{Choice, parse as parse_references, references};
 pub use inputs::{Inputs, expand};
 pub use owner::parse_offset;
 pub use progress::Interrupt;
+pub(crate) use progress::Progress;
 pub use run::{Settings, run};
-pub(crate) use text::clean;
 pub use text::{Look, Typed, shown};
+pub(crate) use text::{clean, plural};
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

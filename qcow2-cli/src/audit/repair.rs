@@ -108,6 +108,14 @@ struct Outcome<'a> {
     undo_file: Option<String>,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Undone {
+    filename: String,
+    undo_file: String,
+    undone: bool,
+}
+
 /// Repairs an image, or tells what that would do. Gives the exit code: that of the check of what is there in the end.
 pub fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
     let file = open(request.image, !request.plan_only)?;
@@ -187,10 +195,23 @@ pub(super) fn options<'a>(request: &Request<'_>, progress: &'a Progress) -> Repa
 }
 
 /// Undoes what the undo file tells of.
-pub fn undo(image: &Path, undo_file: &Path) -> Result<u8> {
+///
+/// # Errors
+///
+/// Files that can't be opened, and an undo file that is not of this image.
+pub fn undo(image: &Path, undo_file: &Path, json: bool, quiet: bool) -> Result<u8> {
     let file = open(image, true)?;
     go_back(&file, undo_file)?;
-    super::print(&format!("{} is what it was before\n", shown(image)))?;
+    if json {
+        let undone = Undone {
+            filename: image.to_string_lossy().into_owned(),
+            undo_file: undo_file.to_string_lossy().into_owned(),
+            undone: true,
+        };
+        super::print(&(json::to_ascii(&undone)? + "\n"))?;
+    } else if !quiet {
+        super::print(&format!("{} is what it was before\n", shown(image)))?;
+    }
     Ok(0)
 }
 

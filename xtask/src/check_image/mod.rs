@@ -172,7 +172,12 @@ fn respond(args: &Args) -> Result<u8> {
         return repaired(args, level, look);
     }
     if let Some(undo_file) = &args.undo {
-        return repair::undo(only_image(args, "--undo")?, undo_file);
+        return repair::undo(
+            only_image(args, "--undo")?,
+            undo_file,
+            args.format == Format::Json,
+            args.quiet,
+        );
     }
     let inputs = if args.images.is_empty() {
         demonstration(args)?

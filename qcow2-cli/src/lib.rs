@@ -1,9 +1,11 @@
 //! The `qcow2` program: work on disk images, and a drop-in for `qemu-img` and `qemu-io`.
 //!
 //! [`run`] looks at the name the program was called by. [`img`] and [`io`] take the command lines of those tools and print what they
-//! print; [`modern`] is the program's own. All of them open disks through [`node`] and speak through a [`Console`].
+//! print, and open disks through [`node`]; [`modern`] is the program's own, [`audit`] what it says about the state of images. All speak
+//! through a [`Console`].
 #![forbid(unsafe_code)]
 
+pub mod audit;
 mod console;
 pub mod img;
 pub mod io;

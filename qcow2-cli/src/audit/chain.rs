@@ -11,10 +11,14 @@ use super::text::{quoted, shown};
 
 /// One `--references` as it was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
+pub enum Choice {
+    /// Nothing.
     Deny,
+    /// What lies in the directory of the first image, or below.
     SameDirectory,
+    /// This file, or what lies in this folder.
     Allow(PathBuf),
+    /// Anything.
     All,
 }
 
@@ -23,7 +27,7 @@ pub(crate) enum Choice {
 /// # Errors
 ///
 /// Anything else.
-pub(crate) fn parse(text: &str) -> Result<Choice, String> {
+pub fn parse(text: &str) -> Result<Choice, String> {
     match text {
         "deny" => Ok(Choice::Deny),
         "same-directory" => Ok(Choice::SameDirectory),
@@ -40,7 +44,7 @@ pub(crate) fn parse(text: &str) -> Result<Choice, String> {
 /// # Errors
 ///
 /// Choices that contradict each other.
-pub(crate) fn references(choices: &[Choice]) -> Result<References> {
+pub fn references(choices: &[Choice]) -> Result<References> {
     match choices {
         [] | [Choice::SameDirectory] => return Ok(References::SameDirectory),
         [Choice::Deny] => return Ok(References::Deny),

@@ -11,14 +11,15 @@ use super::text::shown;
 
 /// The images to audit.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Inputs {
-    pub(crate) images: Vec<PathBuf>,
+pub struct Inputs {
+    /// In the order in which they are audited.
+    pub images: Vec<PathBuf>,
     /// Files in folders that are no qcow2 images.
-    pub(crate) skipped: u64,
+    pub skipped: u64,
     /// What could not be looked at below the folders, and why.
-    pub(crate) unreadable: Vec<String>,
+    pub unreadable: Vec<String>,
     /// Whether any argument was a folder.
-    pub(crate) from_folder: bool,
+    pub from_folder: bool,
 }
 
 /// Takes files as they are, and of folders all regular files below them that start as qcow2 does, in the order of their names.
@@ -26,7 +27,7 @@ pub(crate) struct Inputs {
 /// # Errors
 ///
 /// A folder that can't be read, or without any image.
-pub(crate) fn expand(arguments: &[PathBuf]) -> Result<Inputs> {
+pub fn expand(arguments: &[PathBuf]) -> Result<Inputs> {
     let mut inputs = Inputs::default();
     for path in arguments {
         if !path.is_dir() {

@@ -18,7 +18,7 @@ pub(crate) fn clean(text: &str) -> String {
 }
 
 /// A path, harmless to print.
-pub(crate) fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     clean(&path.to_string_lossy())
 }
 
@@ -110,16 +110,29 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
 
 /// How the report looks where it goes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
+pub struct Look {
     /// Whether colours are welcome.
     pub(crate) colours: bool,
     /// Characters in a line.
     pub(crate) width: usize,
+    /// How the caller's commands are typed.
+    pub(crate) typed: &'static Typed,
+}
+
+/// How the caller's commands are typed, for hints that name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Typed {
+    /// What comes before a finding's code, to have it explained.
+    pub explain: &'static str,
+    /// What comes before the undo file and the image, to go back.
+    pub undo: &'static str,
+    /// What comes before the level of a repair.
+    pub level: &'static str,
 }
 
 impl Look {
     /// The look for standard output: colours only on a terminal that has them, and not against `NO_COLOR`.
-    pub(crate) fn of_stdout() -> Self {
+    pub fn of_stdout(typed: &'static Typed) -> Self {
         let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = std::io::stdout().is_terminal();
         let width = if terminal {
@@ -132,6 +145,7 @@ impl Look {
                 && !set("NO_COLOR")
                 && env::var_os("TERM").is_none_or(|t| t != "dumb"),
             width: width.clamp(60, 120),
+            typed,
         }
     }
 

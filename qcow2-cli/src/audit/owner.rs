@@ -17,7 +17,7 @@ use super::text::{Look, clean, plural, quoted, shown, size};
 /// # Errors
 ///
 /// What is no such number, or needs more than 64 bits.
-pub(crate) fn parse_offset(text: &str) -> Result<u64, String> {
+pub fn parse_offset(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.char_indices().next_back() {
         Some((at, suffix)) if !suffix.is_ascii_hexdigit() => {
             let shift = match suffix.to_ascii_lowercase() {

@@ -19,7 +19,11 @@ pub(crate) fn one(id: &str, look: Look) -> Result<String> {
     let Some(code) = Code::from_id(id) else {
         let close = close_to(id);
         if close.is_empty() {
-            bail!("there is no code {}; --explain list names all", clean(id));
+            bail!(
+                "there is no code {}; {} list names all",
+                clean(id),
+                look.typed.explain
+            );
         }
         let ids: Vec<&str> = close.iter().map(|code| code.id()).collect();
         bail!(

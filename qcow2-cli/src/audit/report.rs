@@ -304,8 +304,9 @@ fn findings(report: &Report, extent: Extent, look: Look, lines: &mut Vec<String>
             n => format!(", among them {}", plural(n, "more kind")),
         };
         let text = format!(
-            "  {} not shown{kinds}; --all shows everything, --explain CODE tells more",
-            plural(hidden, "finding")
+            "  {} not shown{kinds}; --all shows everything, {} CODE tells more",
+            plural(hidden, "finding"),
+            look.typed.explain
         );
         lines.push(look.dim(&cut(&text, look.width)));
     }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::progress::{Interrupt, Progress};
 use super::text::{Look, clean, cut, plural, shown, size, wrap};
 use super::{in_words, json};
+use crate::Console;
 
 /// Actions told one by one unless all are asked for.
 const ACTIONS_SHOWN: usize = 40;
@@ -24,7 +25,7 @@ const UNDO_FILES_MAX: u32 = 100;
 
 /// The level as it is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LevelName {
+pub enum LevelName {
     /// Free leaked space, if nothing is wrong that could hide references
     Leaks,
     /// Make everything consistent that the image's own structures allow to
@@ -45,7 +46,7 @@ impl From<LevelName> for Level {
 
 /// What becomes of clusters that lost their references, as it is typed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OrphansName {
+pub enum OrphansName {
     /// Keep them in a snapshot named lost+found
     #[default]
     Snapshot,
@@ -67,19 +68,33 @@ impl From<OrphansName> for Orphans {
 
 /// What was asked for.
 #[derive(Debug)]
-pub(crate) struct Request<'a> {
-    pub(crate) image: &'a Path,
-    pub(crate) level: Level,
-    pub(crate) orphans: Orphans,
-    pub(crate) drop_stale_bitmaps: bool,
-    pub(crate) plan_only: bool,
-    pub(crate) yes: bool,
-    pub(crate) undo_file: Option<&'a Path>,
-    pub(crate) json: bool,
-    pub(crate) all: bool,
-    pub(crate) quiet: bool,
-    pub(crate) threads: usize,
-    pub(crate) look: Look,
+pub struct Request<'a> {
+    /// The image.
+    pub image: &'a Path,
+    /// How far the repair goes.
+    pub level: Level,
+    /// What becomes of clusters that lost their references.
+    pub orphans: Orphans,
+    /// Bitmaps that a crash left in use are dropped, too.
+    pub drop_stale_bitmaps: bool,
+    /// Nothing is written.
+    pub plan_only: bool,
+    /// Nobody is asked.
+    pub yes: bool,
+    /// Where what is overwritten is saved; beside the image unless given.
+    pub undo_file: Option<&'a Path>,
+    /// For programs.
+    pub json: bool,
+    /// Every action is told.
+    pub all: bool,
+    /// Only what has to be said.
+    pub quiet: bool,
+    /// A bar shows how far it is.
+    pub progress: bool,
+    /// Threads to work with; 0 for one for each processor.
+    pub threads: usize,
+    /// How it looks.
+    pub look: Look,
 }
 
 #[derive(Serialize)]
@@ -93,33 +108,43 @@ struct Outcome<'a> {
     undo_file: Option<String>,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Undone {
+    filename: String,
+    undo_file: String,
+    undone: bool,
+}
+
 /// Repairs an image, or tells what that would do. Gives the exit code: that of the check of what is there in the end.
-pub(crate) fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
+pub fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
     let file = open(request.image, !request.plan_only)?;
     let undo_path = undo_path(request)?;
     if undo_path.is_unfinished {
         if request.plan_only {
-            eprintln!(
-                "{} holds a repair that was cut short; a repair would go back to its beginning first",
+            Console::warn(format_args!(
+                "{} holds a repair that was cut short; a repair would go back to its beginning first\n",
                 shown(&undo_path.path)
-            );
+            ));
         } else {
             go_back(&file, &undo_path.path)?;
             std::fs::remove_file(&undo_path.path)?;
-            eprintln!("an earlier repair was cut short; the image is what it was before that");
+            Console::warn(format_args!(
+                "an earlier repair was cut short; the image is what it was before that\n"
+            ));
         }
     }
-    let progress = Progress::new(!request.quiet, interrupt);
+    let progress = Progress::new(request.progress, interrupt);
     let options = options(request, &progress);
     let plan = repair::plan(&file, &options);
     progress.finish();
-    let plan = plan.map_err(|error| words_of(request.image, &error))?;
+    let plan = plan.map_err(|error| words_of(request, &error))?;
     let apply = !request.plan_only && !plan.is_empty();
     if !request.json {
         super::print(&told(&plan, request))?;
     }
     if apply && !request.yes && !confirmed(request)? {
-        eprintln!("nothing was written");
+        Console::warn(format_args!("nothing was written\n"));
         return Ok(plan.before().verdict().exit_code());
     }
     if apply {
@@ -139,7 +164,8 @@ pub(crate) fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
         super::print(&(json::to_ascii(&outcome)? + "\n"))?;
     } else if apply && !request.quiet {
         super::print(&format!(
-            "Done. To go back: cargo xtask check-image --undo {} {}\n",
+            "Done. To go back: {} {} {}\n",
+            request.look.typed.undo,
             shown(&undo_path.path),
             shown(request.image)
         ))?;
@@ -169,10 +195,23 @@ pub(super) fn options<'a>(request: &Request<'_>, progress: &'a Progress) -> Repa
 }
 
 /// Undoes what the undo file tells of.
-pub(crate) fn undo(image: &Path, undo_file: &Path) -> Result<u8> {
+///
+/// # Errors
+///
+/// Files that can't be opened, and an undo file that is not of this image.
+pub fn undo(image: &Path, undo_file: &Path, json: bool, quiet: bool) -> Result<u8> {
     let file = open(image, true)?;
     go_back(&file, undo_file)?;
-    super::print(&format!("{} is what it was before\n", shown(image)))?;
+    if json {
+        let undone = Undone {
+            filename: image.to_string_lossy().into_owned(),
+            undo_file: undo_file.to_string_lossy().into_owned(),
+            undone: true,
+        };
+        super::print(&(json::to_ascii(&undone)? + "\n"))?;
+    } else if !quiet {
+        super::print(&format!("{} is what it was before\n", shown(image)))?;
+    }
     Ok(0)
 }
 
@@ -257,16 +296,18 @@ fn undo_path(request: &Request<'_>) -> Result<UndoPath> {
     bail!("there are too many undo files; name one with --undo-file")
 }
 
-fn words_of(path: &Path, error: &repair::PlanError) -> anyhow::Error {
+fn words_of(request: &Request<'_>, error: &repair::PlanError) -> anyhow::Error {
     let advice = match error {
-        repair::PlanError::Hopeless(_) => "; --repair salvage searches the file",
-        _ => "",
+        repair::PlanError::Hopeless(_) => {
+            format!("; {} salvage searches the file", request.look.typed.level)
+        }
+        _ => String::new(),
     };
     let mut text = error.to_string();
     if let Some(cause) = std::error::Error::source(error) {
         _ = write!(text, ": {cause}");
     }
-    anyhow!("{}: {}{advice}", shown(path), clean(&text))
+    anyhow!("{}: {}{advice}", shown(request.image), clean(&text))
 }
 
 fn confirmed(request: &Request<'_>) -> Result<bool> {
@@ -438,14 +479,14 @@ fn tell_left(plan: &Plan<'_>, look: Look, text: &mut String) {
 }
 
 /// A copy of what can be read, and what can't.
-pub(crate) fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> Result<u8> {
+pub fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> Result<u8> {
     // The plan lives as long as the program: an image that is opened on it asks for that.
     let file: &'static File = Box::leak(Box::new(open(request.image, false)?));
-    let progress = Progress::new(!request.quiet, interrupt);
+    let progress = Progress::new(request.progress, interrupt);
     let options = options(request, &progress);
     let plan = repair::plan(file, &options);
     progress.finish();
-    let plan = plan.map_err(|error| words_of(request.image, &error))?;
+    let plan = plan.map_err(|error| words_of(request, &error))?;
     if !request.json {
         super::print(&told(&plan, request))?;
     }

@@ -16,11 +16,11 @@ const DRAWS_PER_SECOND: u8 = 10;
 
 /// Whether the user has had enough.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// From now on Ctrl-C is a request to come to an end; a second one kills.
-    pub(crate) fn listen() -> Result<Self> {
+    pub fn listen() -> Result<Self> {
         let interrupt = Self::default();
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             let flag = || Arc::clone(&interrupt.0);
@@ -33,7 +33,7 @@ impl Interrupt {
     }
 
     /// Whether it happened.
-    pub(crate) fn is_set(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -1,0 +1,109 @@
+//! `qcow2 check`: is an image sound, in a line.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use qcow2_check::{Counts, Options, Verdict, check};
+use qcow2_io::FileOptions;
+use serde::Serialize;
+
+use super::answer::{Answer, name};
+use super::args::{OutputArgs, ThreadsArgs};
+use super::failure::Failure;
+use crate::audit::{Interrupt, Progress, in_words, shown};
+
+/// Tell whether an image is sound
+///
+/// The quick verdict: what qemu-img check counts, and what it has no eye for. `qcow2 audit` tells what is wrong, where, and what is
+/// dangerous about it; `qcow2 repair` mends it. Nothing that the image names is opened, and no passphrase is needed.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 sound, 1 something could not be checked, 2 corrupt, 3 leaks only.
+
+Examples:
+  qcow2 check disk.qcow2
+  qcow2 check --quiet disk.qcow2 || qcow2 audit disk.qcow2"
+)]
+pub(crate) struct Command {
+    /// The image
+    image: PathBuf,
+
+    /// Check beside a program that writes; what it is about to write looks like damage (`qcow2 audit --online` knows)
+    #[arg(short = 'U', long)]
+    force_share: bool,
+
+    #[command(flatten)]
+    threads: ThreadsArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Checked {
+    filename: String,
+    verdict: Verdict,
+    exit_code: u8,
+    qemu_verdict: Verdict,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+impl Command {
+    pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        let file = FileOptions::new()
+            .force_share(self.force_share)
+            .open(&self.image)
+            .map_err(|error| {
+                let locked = error.kind() == qcow2_io::StorageErrorKind::Locked;
+                let failure = Failure::new(in_words(&error)).about(&self.image);
+                if locked {
+                    failure.hint("`qcow2 audit --online` checks it beside the program that uses it")
+                } else {
+                    failure
+                }
+            })?;
+        let interrupt = Interrupt::listen().map_err(|error| Failure::of(&error))?;
+        let progress = Progress::new(self.output.progress(), &interrupt);
+        let options = Options {
+            threads: self.threads.count(),
+            max_findings: 1,
+            monitor: Some(&progress),
+            ..Options::default()
+        };
+        let report = check(&file, &options);
+        progress.finish();
+        let verdict = report.verdict();
+        let checked = Checked {
+            filename: name(&self.image),
+            verdict,
+            exit_code: verdict.exit_code(),
+            qemu_verdict: report.qemu_verdict(),
+            counts: report.counts,
+        };
+        let (colour, words) = match verdict {
+            Verdict::Sound => ("1;32", "sound"),
+            Verdict::Leaks => ("1;33", "sound, with leaks"),
+            Verdict::Corrupt => ("1;31", "corrupt"),
+            Verdict::Incomplete => ("1;31", "can't be checked in full"),
+        };
+        let text = || {
+            let mut text = format!(
+                "{}: {}\n",
+                answer.look.bold(&shown(&self.image)),
+                answer.look.paint(colour, words)
+            );
+            if verdict != Verdict::Sound {
+                text.push_str("  `qcow2 audit` tells what is wrong, `qcow2 repair` mends it\n");
+            }
+            text
+        };
+        if verdict == Verdict::Sound {
+            answer.give(&checked, text)?;
+        } else {
+            answer.tell(&checked, text)?;
+        }
+        Ok(checked.exit_code)
+    }
+}

@@ -1,0 +1,323 @@
+//! `qcow2 convert`: a disk into another file or format.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use qcow2_image::copy::{CopyError, CopyOptions, CopyReport, Target, copy, copy_bitmaps};
+use qcow2_image::create::Preallocation;
+use qcow2_image::{Image, SnapshotKey};
+use qcow2_io::Storage;
+use serde::Serialize;
+
+use super::answer::{Answer, lossy, name};
+use super::args::{
+    CompressArgs, ConsentArgs, Format, OutputArgs, ReadArgs, ThreadsArgs, bytes, snapshot,
+};
+use super::failure::Failure;
+use super::new::{self, NewArgs, PreallocationName};
+use super::open::{Disk, Want};
+use super::progress::Bar;
+use crate::audit::{clean, shown};
+use crate::words::size;
+
+/// Copy a disk into a new image
+///
+/// The source is read with its whole chain; the new image needs none, unless --backing says that it is to have one.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  qcow2 convert disk.raw disk.qcow2
+  qcow2 convert --compress --compression-type zstd disk.qcow2 small.qcow2
+  qcow2 convert -O raw --snapshot before disk.qcow2 before.raw
+  qcow2 convert --backing base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2
+  qcow2 convert --no-create -O raw disk.qcow2 /dev/vg0/disk --yes")]
+pub(crate) struct Command {
+    /// The disk that is copied
+    source: PathBuf,
+
+    /// The new image
+    target: PathBuf,
+
+    /// Format of the new image
+    #[arg(
+        short = 'O',
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "qcow2"
+    )]
+    target_format: Format,
+
+    /// Write into TARGET as it is: a device, or an image that is there. What it holds is lost
+    #[arg(short, long)]
+    no_create: bool,
+
+    /// Copy this snapshot
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", value_parser = snapshot)]
+    snapshot: Option<SnapshotKey>,
+
+    /// Leave out zeros that fill aligned pieces of so many bytes, a power of two from 512; 0 writes everything
+    #[arg(short = 'S', long, value_name = "BYTES", value_parser = bytes, default_value = "4k")]
+    sparse: u64,
+
+    /// Go on where the source can't be read, with zeros in its place, and tell where; exit code 1 then
+    #[arg(long)]
+    salvage: bool,
+
+    /// Carry dirty bitmaps along
+    #[arg(long)]
+    bitmaps: bool,
+
+    /// But not those that can't be used
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
+
+    /// Read no more than so many bytes a second
+    #[arg(short, long, value_name = "BYTES", value_parser = bytes, default_value = "0", hide_default_value = true)]
+    rate: u64,
+
+    #[command(flatten)]
+    compress: CompressArgs,
+
+    #[command(flatten)]
+    threads: ThreadsArgs,
+
+    #[command(flatten)]
+    consent: ConsentArgs,
+
+    #[command(flatten)]
+    new: NewArgs,
+
+    #[command(flatten)]
+    read: ReadArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Converted {
+    source: String,
+    target: String,
+    format: &'static str,
+    virtual_size: u64,
+    read_bytes: u64,
+    stored_bytes: u64,
+    compressed_bytes: u64,
+    compressed_clusters: u64,
+    lost: Vec<Lost>,
+    bitmaps: Vec<String>,
+    bitmaps_skipped: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Lost {
+    start: u64,
+    length: u64,
+}
+
+/// Where the copy goes.
+enum Goal {
+    Image(Image),
+    Raw(Arc<dyn Storage>),
+}
+
+impl Command {
+    pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        self.check()?;
+        let want = Want {
+            snapshot: self.snapshot.clone(),
+            ..Want::read(&self.read)
+        };
+        let source = Disk::open(&self.source, &self.read.open, &want)?;
+        if self.bitmaps && source.image().is_none() {
+            return Err(Failure::new("a raw disk has no bitmaps").about(&self.source));
+        }
+        let len = source.len()?;
+        let goal = self.goal(len)?;
+        let done = self.copy(&source, goal).inspect_err(|_| {
+            if !self.no_create {
+                new::discard(&self.target);
+            }
+        })?;
+        answer.give(&done, || self.words(&done))?;
+        Ok(u8::from(!done.lost.is_empty()))
+    }
+
+    /// What does not go together.
+    fn check(&self) -> Result<(), Failure> {
+        if self.target_format == Format::Raw {
+            if self.compress.compress {
+                return Err(Failure::new("a raw disk holds no compressed data")
+                    .hint("-O qcow2 makes an image, which does"));
+            }
+            if self.bitmaps {
+                return Err(Failure::new("a raw disk has no bitmaps"));
+            }
+            if !self.no_create {
+                self.new.check_raw()?;
+            }
+        }
+        if self.no_create && !self.new.is_default() {
+            return Err(Failure::new(
+                "--no-create makes no image, so nothing can be chosen about it",
+            ));
+        }
+        let same = |path: &Path| std::fs::canonicalize(path).ok();
+        if same(&self.target).is_some_and(|target| Some(target) == same(&self.source)) {
+            return Err(
+                Failure::new("the source and the target are the same file").about(&self.target)
+            );
+        }
+        Ok(())
+    }
+
+    fn goal(&self, len: u64) -> Result<Goal, Failure> {
+        if self.no_create {
+            self.consent
+                .ask(&format!("overwrites {}", shown(&self.target)))?;
+            return self.existing_goal();
+        }
+        if self.target_format == Format::Raw {
+            let mode = self
+                .new
+                .preallocation
+                .map_or(Preallocation::Off, Into::into);
+            let file = new::make_raw(&self.target, len, mode, self.consent)?;
+            return Ok(Goal::Raw(Arc::new(file)));
+        }
+        let options = self.new.options(len)?;
+        let open = self.new.open(&self.target, &self.read.open)?;
+        let image = self.new.make(&self.target, &options, self.consent, open)?;
+        Ok(Goal::Image(image))
+    }
+
+    fn existing_goal(&self) -> Result<Goal, Failure> {
+        let mut open = self.read.open.clone();
+        open.format = Some(self.target_format);
+        open.passphrases = self.new.passphrase.as_passphrase();
+        let target = Disk::open(&self.target, &open, &Want::write())?;
+        Ok(match target.into_image() {
+            Ok(image) => Goal::Image(image),
+            Err(storage) => Goal::Raw(storage),
+        })
+    }
+
+    fn copy(&self, source: &Disk, goal: Goal) -> Result<Converted, Failure> {
+        let bar = Bar::new(self.output, "copying")?;
+        let reserved = matches!(
+            self.new.preallocation,
+            Some(PreallocationName::Falloc | PreallocationName::Full)
+        );
+        let mut options = CopyOptions::new()
+            .threads(self.threads.count())
+            .sparse(self.sparse)
+            .salvage(self.salvage)
+            .zero_rest(!self.no_create)
+            .rate(self.rate)
+            .monitor(&bar);
+        if reserved && self.target_format == Format::Raw {
+            options = options.target_is_zero(true);
+        }
+        if self.new.backing.named().is_some() {
+            // What both have in common is not stored again.
+            options = options.only_changes(!self.compress.compress);
+        }
+        let storage = source.storage();
+        let result = match &goal {
+            Goal::Image(image) => {
+                if let Some(level) = self.compress.level(image.header().compression_type)? {
+                    options = options.compress(level);
+                }
+                copy(&*storage, Target::Image(image), &options)
+            }
+            Goal::Raw(file) => copy(&*storage, Target::Storage(&**file), &options),
+        };
+        let report = result.map_err(|error| {
+            let at_source = matches!(error, CopyError::Source { .. });
+            let path = if at_source {
+                &self.source
+            } else {
+                &self.target
+            };
+            let failure = Failure::from(error).about(path);
+            if at_source {
+                failure.hint("--salvage goes on with zeros in place of what can't be read")
+            } else {
+                failure
+            }
+        })?;
+        bar.end();
+        let mut done = self.told(source, &report)?;
+        if let (Goal::Image(target), Some(image), true) = (&goal, source.image(), self.bitmaps) {
+            let copied =
+                copy_bitmaps(image, target, self.skip_broken_bitmaps).map_err(|error| {
+                    Failure::from(error)
+                        .about(&self.source)
+                        .hint("--skip-broken-bitmaps leaves those out that can't be used")
+                })?;
+            done.bitmaps = copied.copied.iter().map(|name| lossy(name)).collect();
+            done.bitmaps_skipped = copied.skipped.iter().map(|name| lossy(name)).collect();
+        }
+        let closed = match goal {
+            Goal::Image(image) => image.close().map_err(Failure::from),
+            Goal::Raw(file) => file.flush().map_err(Failure::from),
+        };
+        closed.map_err(|failure| failure.about(&self.target))?;
+        Ok(done)
+    }
+
+    fn told(&self, source: &Disk, report: &CopyReport) -> Result<Converted, Failure> {
+        let lost = report.lost.ranges().iter().map(|range| Lost {
+            start: range.start,
+            length: range.end - range.start,
+        });
+        Ok(Converted {
+            source: name(&self.source),
+            target: name(&self.target),
+            format: self.target_format.name(),
+            virtual_size: source.len()?,
+            read_bytes: report.read_bytes,
+            stored_bytes: report.stored_bytes,
+            compressed_bytes: report.compressed_bytes,
+            compressed_clusters: report.compressed_clusters,
+            lost: lost.collect(),
+            bitmaps: Vec::new(),
+            bitmaps_skipped: Vec::new(),
+        })
+    }
+
+    fn words(&self, done: &Converted) -> String {
+        let packed = match done.compressed_clusters {
+            0 => String::new(),
+            _ => format!(", compressed to {}", size::human(done.compressed_bytes)),
+        };
+        let mut text = format!(
+            "{}: {} of data of a disk of {}{packed}\n",
+            shown(&self.target),
+            size::human(done.stored_bytes),
+            size::human(done.virtual_size)
+        );
+        for (names, what) in [
+            (&done.bitmaps, "with bitmap"),
+            (
+                &done.bitmaps_skipped,
+                "left out, since it can't be used: bitmap",
+            ),
+        ] {
+            for name in names {
+                text.push_str(&format!("  {what} {}\n", clean(name)));
+            }
+        }
+        for range in &done.lost {
+            let end = range.start + range.length;
+            text.push_str(&format!(
+                "  could not be read, and is zeros: {:#x}..{end:#x}\n",
+                range.start
+            ));
+        }
+        text
+    }
+}

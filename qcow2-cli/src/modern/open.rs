@@ -1,0 +1,241 @@
+//! Disks that commands work on, opened by the library with what it needs to know.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qcow2_check::chain::Resolver;
+use qcow2_image::chain::Chain;
+use qcow2_image::{Image, ImageError, ImageOptions, SnapshotKey};
+use qcow2_io::{File, FileOptions, Null, Storage, StorageError, StorageErrorKind};
+
+use super::args::{Format, OpenArgs, ReadArgs};
+use super::failure::Failure;
+use crate::audit::facts;
+
+/// What is wanted of a disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Want {
+    /// It is written to.
+    pub(crate) write: bool,
+    /// Read beside a program that writes.
+    pub(crate) force_share: bool,
+    /// Not the guest's data, but what is known of it: nothing that the image names is opened, and no passphrase is needed.
+    pub(crate) facts_only: bool,
+    /// Nothing below the image is of interest, nor may it be written through.
+    pub(crate) no_backing: bool,
+    /// A snapshot instead of the present state.
+    pub(crate) snapshot: Option<SnapshotKey>,
+    /// A layer below that is written to.
+    pub(crate) writable_layer: Option<usize>,
+}
+
+impl Want {
+    /// To read it.
+    pub(crate) fn read(args: &ReadArgs) -> Self {
+        Self {
+            force_share: args.force_share,
+            ..Self::default()
+        }
+    }
+
+    /// To write to it.
+    pub(crate) fn write() -> Self {
+        Self {
+            write: true,
+            ..Self::default()
+        }
+    }
+
+    /// What is known of it.
+    pub(crate) fn facts(args: &ReadArgs) -> Self {
+        Self {
+            facts_only: true,
+            ..Self::read(args)
+        }
+    }
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    /// Its name, as it was typed.
+    pub(crate) path: PathBuf,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Image(Arc<Image>),
+    Raw(Arc<File>),
+}
+
+impl Disk {
+    /// Opens a disk of either format.
+    pub(crate) fn open(path: &Path, args: &OpenArgs, want: &Want) -> Result<Self, Failure> {
+        open(path, args, want).map_err(|failure| failure.about(path))
+    }
+
+    /// The image, if it is one.
+    pub(crate) fn image(&self) -> Option<&Arc<Image>> {
+        match &self.content {
+            Content::Image(image) => Some(image),
+            Content::Raw(_) => None,
+        }
+    }
+
+    /// What a guest sees.
+    pub(crate) fn storage(&self) -> Arc<dyn Storage> {
+        match &self.content {
+            Content::Image(image) => Arc::clone(image) as Arc<dyn Storage>,
+            Content::Raw(file) => Arc::clone(file) as Arc<dyn Storage>,
+        }
+    }
+
+    /// The image itself, or the file of a raw disk.
+    pub(crate) fn into_image(self) -> Result<Image, Arc<dyn Storage>> {
+        match self.content {
+            Content::Image(image) => {
+                Arc::try_unwrap(image).map_err(|image| image as Arc<dyn Storage>)
+            }
+            Content::Raw(file) => Err(file),
+        }
+    }
+
+    /// The layers.
+    pub(crate) fn chain(&self) -> Chain<'_> {
+        match &self.content {
+            Content::Image(image) => image.chain(),
+            Content::Raw(file) => Chain::file(file),
+        }
+    }
+
+    /// Bytes of the disk.
+    pub(crate) fn len(&self) -> Result<u64, Failure> {
+        Ok(self.storage().len()?)
+    }
+
+    /// Makes what was written durable, and closes it.
+    pub(crate) fn close(self) -> Result<(), Failure> {
+        let done = match self.content {
+            Content::Raw(file) => file.flush().map_err(ImageError::from),
+            Content::Image(image) => match Arc::try_unwrap(image) {
+                Ok(image) => image.close(),
+                Err(image) => image.flush().map_err(ImageError::from),
+            },
+        };
+        done.map_err(|error| Failure::from(error).about(&self.path))
+    }
+}
+
+/// Opens an image; another format is refused.
+pub(crate) fn image(path: &Path, args: &OpenArgs, want: &Want) -> Result<Image, Failure> {
+    let disk = Disk::open(path, args, want)?;
+    match disk.content {
+        Content::Image(image) => {
+            Arc::try_unwrap(image).map_err(|_| Failure::new("the image is in use"))
+        }
+        Content::Raw(_) => Err(Failure::new(
+            "the file is a raw disk, and only qcow2 images have what this command is about",
+        )
+        .hint("`qcow2 convert FILE NEW.qcow2` makes an image of it")
+        .about(path)),
+    }
+}
+
+fn open(path: &Path, args: &OpenArgs, want: &Want) -> Result<Disk, Failure> {
+    let file = FileOptions::new()
+        .write(want.write)
+        .force_share(want.force_share && !want.write)
+        .open(path)
+        .map_err(|error| locked(error, want))?;
+    let format = match args.format {
+        Some(format) => format,
+        None if facts::has_magic(&file) => Format::Qcow2,
+        // Whose guest writes the start of an image to its disk would have it opened as that the next time.
+        None if want.write => {
+            return Err(Failure::new(
+                "the file does not look like qcow2, and its format is not given",
+            )
+            .hint("-f raw says that it is a raw disk"));
+        }
+        None => Format::Raw,
+    };
+    let content = match format {
+        Format::Raw if want.snapshot.is_some() => {
+            return Err(Failure::new("a raw disk has no snapshots"));
+        }
+        Format::Raw => Content::Raw(Arc::new(file)),
+        Format::Qcow2 => Content::Image(Arc::new(open_image(path, file, args, want)?)),
+    };
+    Ok(Disk {
+        path: path.to_owned(),
+        content,
+    })
+}
+
+fn open_image(path: &Path, file: File, args: &OpenArgs, want: &Want) -> Result<Image, Failure> {
+    let policy = args.policy()?;
+    let mut options = Image::options()
+        .read_only(!want.write)
+        .references(policy.clone())
+        .path(path)
+        .locked(want.facts_only);
+    for (layer, secret) in args.passphrases.read()? {
+        options = options.layer_secret(layer, secret);
+    }
+    if let Some(key) = &want.snapshot {
+        options = options.snapshot(key.clone());
+    }
+    if let Some(layer) = want.writable_layer {
+        options = options.writable_layer(layer);
+    }
+    if want.facts_only || want.no_backing {
+        options = options.no_backing();
+    }
+    let header = facts::header(&file);
+    if header.is_some_and(|header| header.incompatible.external_data()) {
+        if want.facts_only {
+            options = options.data_file(Arc::new(Null::new()));
+        } else if want.force_share {
+            options = with_shared_data(options, path, &file, &Resolver::new(policy, path))?;
+        }
+    }
+    options.open_file(file).map_err(|error| match error {
+        ImageError::Storage(error) => locked(error, want),
+        error => Failure::from(error),
+    })
+}
+
+/// Opens the data file beside a program that writes to it, as the image itself.
+fn with_shared_data(
+    options: ImageOptions,
+    path: &Path,
+    file: &File,
+    resolver: &Resolver,
+) -> Result<ImageOptions, Failure> {
+    let name = facts::header(file).and_then(|header| header.data_file_name().map(<[u8]>::to_vec));
+    let Some(name) = name else {
+        return Ok(options);
+    };
+    let found = resolver
+        .data_file(path, &name)
+        .map_err(|source| ImageError::Reference {
+            what: "data file",
+            source,
+        })?;
+    let data = FileOptions::new()
+        .force_share(true)
+        .open(&found.canonical)?;
+    Ok(options.data_file(Arc::new(data)))
+}
+
+/// What can be done about an image that somebody else uses.
+fn locked(error: StorageError, want: &Want) -> Failure {
+    let in_use = error.kind() == StorageErrorKind::Locked;
+    let failure = Failure::from(error);
+    if in_use && !want.write && !want.force_share {
+        failure.hint("--force-share (-U) reads it beside that program")
+    } else {
+        failure
+    }
+}

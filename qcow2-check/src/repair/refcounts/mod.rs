@@ -113,7 +113,8 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         keep,
     };
     let raised = pass.run(raise, Direction::Raise, &run)?;
-    let wrong = if suspect {
+    // A refcount that is above 1 from now on has flags against it that were right before.
+    let wrong = if suspect || raised.clusters > 0 {
         mend_flags(&overlay, flags, image, &map, &scan)
     } else {
         0

@@ -283,6 +283,18 @@ fn refused_text(option: &str, why: &str) -> String {
         "compat" if why.contains("snapshot") => {
             "Internal snapshots prevent downgrade of image".to_owned()
         }
+        "compat" if why.contains("external data files") => {
+            "Cannot downgrade an image with a data file".to_owned()
+        }
+        "compat" if why.contains("extended L2") => {
+            "Cannot downgrade an image with incompatible features 0x10 set".to_owned()
+        }
+        "data_file_raw" => "data-file-raw cannot be set on existing images".to_owned(),
+        "lazy_refcounts" => {
+            "Lazy refcounts only supported with compatibility level 1.1 and above \
+             (use compat=1.1 or greater)"
+                .to_owned()
+        }
         _ => why.to_owned(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use qcow2_format::header::Version;
 use qcow2_image::create::Preallocation;
 use qcow2_image::{ImageError, ResizeOptions};
 use qcow2_io::{Storage, ZeroFlags};
@@ -163,6 +164,10 @@ fn change(node: &Node, total: u64, preallocation: Preallocation) -> Result<(), F
     if let Some(image) = node.image() {
         if !total.is_multiple_of(512) {
             return Err(Failure::new("The new size must be a multiple of 512"));
+        }
+        let header = image.header();
+        if header.version == Version::V2 && header.snapshot_count > 0 {
+            return Err(Failure::new("Can't resize a v2 image which has snapshots"));
         }
         let options = ResizeOptions {
             preallocation,

@@ -83,6 +83,12 @@ impl Image {
         while done < len {
             let guest = offset + done;
             if let Some((host, run)) = self.in_place(guest, len - done)? {
+                if run < len - done
+                    && let Some(longer) = self.write_across(bufs, done, guest, len - done, run)?
+                {
+                    done += longer;
+                    continue;
+                }
                 self.check_data(host, run)?;
                 self.store_data(&cut(bufs, done, run), guest, host)?;
                 done += run;
@@ -151,6 +157,69 @@ impl Image {
             run = run.min(end * size - in_cluster);
         }
         Ok(Some((HostOffset::new(offset.get() + in_cluster), run)))
+    }
+
+    /// Overwrites a stretch of the file that clusters with data share with such as only read as zeros, in one go, and makes these
+    /// data then; tells how much. `None` if what follows the `run` bytes that are data is not like that.
+    fn write_across(
+        &self,
+        bufs: &[IoSlice<'_>],
+        skip: u64,
+        guest: u64,
+        len: u64,
+        run: u64,
+    ) -> Result<Option<u64>, ImageError> {
+        let size = self.cluster_size();
+        if self.geometry.extended_l2()
+            || self.rules.external_data
+            || len - run < size
+            || self.own_zeros(guest + run)?.is_none()
+        {
+            return Ok(None);
+        }
+        let bits = self.geometry.cluster_bits();
+        let first = guest >> bits;
+        let table_end = (guest / self.geometry.l2_coverage() + 1) * self.geometry.l2_coverage();
+        let end = (guest + len).min(table_end).min((first + RUN_MAX) << bits);
+        let _held = self.stripes.lock(first, (end - 1) >> bits);
+        let Some((host, data)) = self.in_place(guest, end - guest)? else {
+            return Ok(None);
+        };
+        let mut at = guest + data;
+        while at < end {
+            let here = HostOffset::new(host.get() + (at - guest));
+            match self.in_place_in_cluster(at, end - at)? {
+                Some((found, more)) if found == here => at += more,
+                None if end - at >= size && self.own_zeros(at)? == Some(here) => at += size,
+                _ => break,
+            }
+        }
+        if at - guest <= data {
+            return Ok(None);
+        }
+        self.check_data(host, at - guest)?;
+        self.store_data(&cut(bufs, skip, at - guest), guest, host)?;
+        let count = ((at - 1) >> bits) + 1 - first;
+        self.change(first << bits, count, Reason::Replaced, |_, old| {
+            match old.kind(self.rules) {
+                ClusterKind::ZeroAllocated(offset) => Some(L2Entry::normal(offset, true, 0)),
+                _ => None,
+            }
+        })
+        .map_err(|(_, error)| error)?;
+        Ok(Some(at - guest))
+    }
+
+    /// The place of a cluster that reads as zeros and has one of its own. `None` within a cluster.
+    fn own_zeros(&self, guest: u64) -> Result<Option<HostOffset>, ImageError> {
+        if self.in_cluster(guest) != 0 {
+            return Ok(None);
+        }
+        let found = self.find(guest)?;
+        Ok(match self.kind(guest, found)? {
+            ClusterKind::ZeroAllocated(offset) if self.is_own(found) => Some(offset),
+            _ => None,
+        })
     }
 
     /// Writes what changes the mapping: some of the `len` bytes at `guest`, which lie `skip` bytes into the buffers; tells how

@@ -332,10 +332,13 @@ impl<'a> Session<'a> {
         if !node.writable {
             return Ok(());
         }
+        // While the image is one of the tree, a fault injector below knows its tables; alone, it is not found any more.
+        let flushed = node.image().map_or(Ok(()), |image| image.flush());
         let closed = match node.into_image() {
             Some((image, _)) => match image.close() {
                 // Whoever found that out was told.
-                Ok(()) | Err(ImageError::Metadata(MetadataError::Poisoned)) => Ok(()),
+                Err(ImageError::Metadata(MetadataError::Poisoned)) => Ok(()),
+                Ok(()) => flushed.map_err(|error| system::describe(&error)),
                 Err(error) => Err(system::describe(&error)),
             },
             None => Ok(()),

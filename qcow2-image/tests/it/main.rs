@@ -12,6 +12,7 @@ mod alone;
 mod bitmaps;
 /// Programs beside QEMU: what one writes the other reads.
 mod qemu;
+mod requests;
 /// Snapshot operations that are cut short.
 mod snapshots;
 

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use qcow2_check::chain::Resolver;
 use qcow2_image::create::{CreateOptions, Preallocation, write_image};
 use qcow2_image::{Image, ImageOptions, References};
+use qcow2_io::cipher::Secret;
 use qcow2_io::{File, FileOptions, Null, Storage, ZeroFlags};
 
 use super::args::{BackingArgs, ConsentArgs, NewPassphraseArgs, OpenArgs, bytes};
@@ -126,6 +127,16 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
 impl NewArgs {
     /// Options for a disk of `size` bytes.
     pub(crate) fn options(&self, size: u64) -> Result<CreateOptions, Failure> {
+        self.options_with(size, self.passphrase.read()?)
+    }
+
+    /// The same where nothing is made: what the passphrase is makes no difference.
+    pub(crate) fn options_to_measure(&self, size: u64) -> Result<CreateOptions, Failure> {
+        let any = || self.encrypt.map(|_| Secret::new(b"any".to_vec()));
+        self.options_with(size, self.passphrase.read()?.or_else(any))
+    }
+
+    fn options_with(&self, size: u64, secret: Option<Secret>) -> Result<CreateOptions, Failure> {
         let mut options = CreateOptions::new(size);
         let mut set = |key: &str, value: &str| options.set(key, value);
         if let Some(bytes) = self.cluster_size {
@@ -170,7 +181,7 @@ impl NewArgs {
         if let Some((name, format)) = self.backing.named() {
             options = options.backing_file(name, format.name());
         }
-        if let Some(secret) = self.passphrase.read()? {
+        if let Some(secret) = secret {
             options = options.secret(secret);
         }
         options.check()?;
@@ -307,8 +318,8 @@ pub(crate) fn new_file(path: &Path) -> Result<File, Failure> {
         .write(true)
         .create(true)
         .truncate(true)
-        .open(path)?;
-    Ok(file)
+        .open(path);
+    file.map_err(|error| Failure::opening(&error))
 }
 
 /// Takes half a file away again; a device is not ours to take.

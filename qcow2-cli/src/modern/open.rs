@@ -232,7 +232,7 @@ fn with_shared_data(
 /// What can be done about an image that somebody else uses.
 fn locked(error: StorageError, want: &Want) -> Failure {
     let in_use = error.kind() == StorageErrorKind::Locked;
-    let failure = Failure::from(error);
+    let failure = Failure::opening(&error);
     if in_use && !want.write && !want.force_share {
         failure.hint("--force-share (-U) reads it beside that program")
     } else {

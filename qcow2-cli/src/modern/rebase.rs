@@ -32,11 +32,11 @@ pub(crate) struct Command {
     backing: BackingArgs,
 
     /// Store all of the disk in the image, which needs no backing file then
-    #[arg(long, conflicts_with = "backing", required_unless_present = "backing")]
+    #[arg(long, conflicts_with = "backing")]
     no_backing: bool,
 
     /// Change only the name that the image has, whatever its disk shows then: for files that were moved
-    #[arg(short, long = "unsafe")]
+    #[arg(short = 'u', long = "unsafe")]
     name_only: bool,
 
     #[command(flatten)]
@@ -54,6 +54,10 @@ pub(crate) struct Command {
 
 impl Command {
     pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        if self.backing.named().is_none() && !self.no_backing {
+            return Err(Failure::new("the new backing file is missing")
+                .hint("--backing FILE --backing-format FORMAT, or --no-backing for none"));
+        }
         let want = Want {
             no_backing: self.name_only,
             ..Want::write()

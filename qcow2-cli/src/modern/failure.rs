@@ -163,7 +163,6 @@ fn advise(failure: Failure, error: &(dyn Error + 'static)) -> Failure {
 fn of_image(failure: Failure, error: &ImageError) -> Failure {
     match error {
         ImageError::Storage(error) => of_storage(failure, error),
-        ImageError::Cipher(_) => failure,
         ImageError::MarkedCorrupt | ImageError::Unrecoverable { .. } => failure
             .hint("`qcow2 audit IMAGE` tells what is wrong with it, `qcow2 repair IMAGE` mends it"),
         ImageError::Header(_) => failure.hint(

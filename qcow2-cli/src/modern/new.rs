@@ -1,7 +1,7 @@
 //! Images that are made: what can be chosen about them, and making them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
@@ -228,7 +228,7 @@ impl NewArgs {
     }
 
     /// The name of the data file.
-    fn data_path(&self, image: &Path, options: &CreateOptions) -> Option<std::path::PathBuf> {
+    fn data_path(image: &Path, options: &CreateOptions) -> Option<PathBuf> {
         let name = options.chosen_data_file()?;
         let name = String::from_utf8_lossy(name).into_owned();
         let folder = image.parent().unwrap_or(Path::new(""));
@@ -244,7 +244,7 @@ impl NewArgs {
         open: ImageOptions,
     ) -> Result<Image, Failure> {
         consent.ask_to_replace(path)?;
-        let data_path = self.data_path(path, options);
+        let data_path = Self::data_path(path, options);
         if let Some(data) = &data_path {
             consent.ask_to_replace(data)?;
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use qcow2_image::Image;
-use qcow2_image::chain::BackingFile;
+use qcow2_image::chain::{BackingFile, Transferred};
 use qcow2_image::rebase::RebaseOptions;
 
 use super::answer::{Answer, name};
@@ -75,9 +75,10 @@ impl Command {
                 Some((backing, _)) => format!("is over {} now", clean(backing)),
                 None => "has no backing file now".to_owned(),
             };
-            let stored = match self.name_only {
-                true => String::new(),
-                false => format!(", and got {}", moved.words()),
+            let stored = if self.name_only {
+                String::new()
+            } else {
+                format!(", and got {}", moved.words())
             };
             format!("{}: it {over}{stored}\n", shown(&self.image))
         })?;
@@ -90,7 +91,7 @@ impl Command {
         if self.name_only {
             let names = named.map(|(name, format)| (name.as_bytes(), format.name().as_bytes()));
             image.set_backing_name(names)?;
-            return Ok(Moved::new(filename, "rebase", &Default::default()));
+            return Ok(Moved::new(filename, "rebase", &Transferred::default()));
         }
         let backing = match named {
             None => None,

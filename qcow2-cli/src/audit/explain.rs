@@ -87,8 +87,8 @@ pub(crate) fn json(code: Code) -> Result<String> {
 pub(crate) fn markdown() -> String {
     let mut out = String::from(
         "# Findings\n\n\
-         What `cargo xtask check-image` can say about an image. A code is stable: it is never renamed and never used for something else.\n\n\
-         `cargo xtask check-image --explain list --format markdown` prints this page; a test compares the two.\n\n\
+         What `qcow2 audit` can say about an image, as `cargo xtask check-image` in this workspace. A code is stable: it is never renamed and never used for something else.\n\n\
+         `qcow2 explain --markdown` prints this page; a test compares the two.\n\n\
          | severity | what it means | exit code |\n\
          |---|---|---|\n\
          | error | something could not be checked | 1 |\n\

@@ -2,7 +2,7 @@
 //!
 //! `inputs` finds the images, `audited` holds what was learned of one, `report` and `json` tell it; `run` puts them together. `progress`
 //! shows how far a check is and lets the user end it, `online` makes several passes beside a writer agree, `chain` follows backing
-//! files. `repair` plans, asks, mends and goes back.
+//! files. `repair` plans, asks, mends and goes back; `plan` tells what it is about to do.
 //!
 //! Whoever calls this reads its own command line, and says in [`Typed`] how its commands are typed.
 
@@ -14,6 +14,7 @@ mod inputs;
 pub(crate) mod json;
 mod online;
 mod owner;
+mod plan;
 mod progress;
 pub mod repair;
 mod report;

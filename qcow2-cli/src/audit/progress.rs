@@ -20,6 +20,10 @@ pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// From now on Ctrl-C is a request to come to an end; a second one kills.
+    ///
+    /// # Errors
+    ///
+    /// Signals can't be caught.
     pub fn listen() -> Result<Self> {
         let interrupt = Self::default();
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

@@ -149,7 +149,7 @@ struct Export {
     #[command(flatten)]
     named: Named,
     #[command(flatten)]
-    export: ExportArgs,
+    into: ExportArgs,
     #[command(flatten)]
     read: ReadArgs,
     #[command(flatten)]
@@ -413,6 +413,6 @@ impl Export {
         let image = open::image(path, &self.read.open, &Want::read(&self.read))?;
         let mut ranges = image.dirty_ranges(bitmap.as_bytes(), 0..image.virtual_size());
         let changes = Changes::Ranges(&mut ranges);
-        export::run(&image.chain(), changes, &self.export, self.output, answer)
+        export::run(&image.chain(), changes, &self.into, self.output, answer)
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::answer::{Answer, name};
 use super::args::{OutputArgs, ThreadsArgs};
 use super::failure::Failure;
-use crate::audit::{Interrupt, Progress, in_words, shown};
+use crate::audit::{Interrupt, Progress, facts, shown};
 
 /// Tell whether an image is sound
 ///
@@ -57,13 +57,18 @@ impl Command {
             .open(&self.image)
             .map_err(|error| {
                 let locked = error.kind() == qcow2_io::StorageErrorKind::Locked;
-                let failure = Failure::new(in_words(&error)).about(&self.image);
+                let failure = Failure::opening(&error).about(&self.image);
                 if locked {
                     failure.hint("`qcow2 audit --online` checks it beside the program that uses it")
                 } else {
                     failure
                 }
             })?;
+        if !facts::has_magic(&file) {
+            return Err(Failure::new("the file does not start as a qcow2 image does")
+                .hint("of a raw disk there is nothing to check; `qcow2 repair --level salvage` searches for a lost header")
+                .about(&self.image));
+        }
         let interrupt = Interrupt::listen().map_err(|error| Failure::of(&error))?;
         let progress = Progress::new(self.output.progress(), &interrupt);
         let options = Options {

@@ -1,6 +1,6 @@
 //! `qcow2 compact`: a smaller file for the same image, or one in order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -84,9 +84,9 @@ impl Command {
         };
         let image = open::image(&self.image, &self.open, &want)?;
         let (path, report) = match &self.into {
-            Some(path) => (path, self.copy(&image, path, &options)?),
+            Some(path) => (path.as_path(), self.copy(&image, path, &options)?),
             None => (
-                &self.image,
+                self.image.as_path(),
                 image
                     .compact(&options)
                     .map_err(|error| Failure::from(error).about(&self.image))?,
@@ -131,7 +131,7 @@ impl Command {
     fn copy(
         &self,
         image: &Image,
-        path: &PathBuf,
+        path: &Path,
         options: &CompactOptions<'_>,
     ) -> Result<CompactReport, Failure> {
         self.consent.ask_to_replace(path)?;

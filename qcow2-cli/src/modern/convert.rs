@@ -1,5 +1,6 @@
 //! `qcow2 convert`: a disk into another file or format.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -120,7 +121,7 @@ struct Lost {
 
 /// Where the copy goes.
 enum Goal {
-    Image(Image),
+    Image(Box<Image>),
     Raw(Arc<dyn Storage>),
 }
 
@@ -191,7 +192,7 @@ impl Command {
         let options = self.new.options(len)?;
         let open = self.new.open(&self.target, &self.read.open)?;
         let image = self.new.make(&self.target, &options, self.consent, open)?;
-        Ok(Goal::Image(image))
+        Ok(Goal::Image(Box::new(image)))
     }
 
     fn existing_goal(&self) -> Result<Goal, Failure> {
@@ -200,7 +201,7 @@ impl Command {
         open.passphrases = self.new.passphrase.as_passphrase();
         let target = Disk::open(&self.target, &open, &Want::write())?;
         Ok(match target.into_image() {
-            Ok(image) => Goal::Image(image),
+            Ok(image) => Goal::Image(Box::new(image)),
             Err(storage) => Goal::Raw(storage),
         })
     }
@@ -308,15 +309,16 @@ impl Command {
             ),
         ] {
             for name in names {
-                text.push_str(&format!("  {what} {}\n", clean(name)));
+                _ = writeln!(text, "  {what} {}", clean(name));
             }
         }
         for range in &done.lost {
             let end = range.start + range.length;
-            text.push_str(&format!(
-                "  could not be read, and is zeros: {:#x}..{end:#x}\n",
+            _ = writeln!(
+                text,
+                "  could not be read, and is zeros: {:#x}..{end:#x}",
                 range.start
-            ));
+            );
         }
         text
     }

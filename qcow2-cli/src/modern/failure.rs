@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::args::OutputArgs;
 use crate::audit::json::to_ascii;
-use crate::audit::{clean, shown};
+use crate::audit::{clean, in_words, shown};
 use crate::{Console, complain};
 
 /// A command that did not do what was asked for.
@@ -42,6 +42,15 @@ impl Failure {
     /// A failure of code that has told it already.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
         Self::new(format!("{error:#}"))
+    }
+
+    /// A file that can't be opened; whoever tells it names the file.
+    pub(crate) fn opening(error: &StorageError) -> Self {
+        let mut text = in_words(error);
+        if let Some(rest) = text.strip_prefix("It can't") {
+            text = format!("it can't{rest}");
+        }
+        of_storage(Self::new(text), error)
     }
 
     /// What to do next.
@@ -154,7 +163,6 @@ fn advise(failure: Failure, error: &(dyn Error + 'static)) -> Failure {
 fn of_image(failure: Failure, error: &ImageError) -> Failure {
     match error {
         ImageError::Storage(error) => of_storage(failure, error),
-        ImageError::Cipher(_) => failure,
         ImageError::MarkedCorrupt | ImageError::Unrecoverable { .. } => failure
             .hint("`qcow2 audit IMAGE` tells what is wrong with it, `qcow2 repair IMAGE` mends it"),
         ImageError::Header(_) => failure.hint(
@@ -174,11 +182,14 @@ fn of_image(failure: Failure, error: &ImageError) -> Failure {
         ImageError::NoBitmap { .. } => {
             failure.hint("`qcow2 bitmap list IMAGE` shows those that there are")
         }
-        ImageError::BitmapUnusable { .. } => failure.hint(
+        ImageError::BitmapUnusable { why, .. } if !why.contains("it is consistent") => failure.hint(
             "one that was not closed is made usable by `qcow2 bitmap recover`, a broken one can only be removed",
         ),
         ImageError::NoDataFile => {
             failure.hint("`qcow2 amend --data-file NAME IMAGE` tells the image its name")
+        }
+        ImageError::Unsupported { what } if what.contains("was not closed") => {
+            failure.hint("`qcow2 repair IMAGE` brings it in order")
         }
         ImageError::InChain => failure.hint("a file can't be below itself"),
         _ => failure,

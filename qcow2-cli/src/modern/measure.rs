@@ -25,7 +25,7 @@ use crate::words::size;
   qcow2 measure --size 100G --extended-l2")]
 pub(crate) struct Command {
     /// The image that is to be copied
-    #[arg(required_unless_present = "size", conflicts_with = "size")]
+    #[arg(conflicts_with = "size")]
     image: Option<PathBuf>,
 
     /// A disk of this size, with nothing in it
@@ -83,6 +83,10 @@ struct ByQemu {
 
 impl Command {
     pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        if self.image.is_none() && self.size.is_none() {
+            return Err(Failure::new("what is to be measured is missing")
+                .hint("an image that is to be copied, or --size BYTES for an empty disk"));
+        }
         let disk = match &self.image {
             None => None,
             Some(path) => {
@@ -120,7 +124,7 @@ impl Command {
                 if let Some(source) = source {
                     how = how.source(&**source);
                 }
-                measure(&self.new.options(size)?, &how)?
+                measure(&self.new.options_to_measure(size)?, &how)?
             }
         };
         bar.end();

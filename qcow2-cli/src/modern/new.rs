@@ -1,13 +1,14 @@
 //! Images that are made: what can be chosen about them, and making them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use qcow2_check::chain::Resolver;
 use qcow2_image::create::{CreateOptions, Preallocation, write_image};
 use qcow2_image::{Image, ImageOptions, References};
+use qcow2_io::cipher::Secret;
 use qcow2_io::{File, FileOptions, Null, Storage, ZeroFlags};
 
 use super::args::{BackingArgs, ConsentArgs, NewPassphraseArgs, OpenArgs, bytes};
@@ -126,6 +127,16 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
 impl NewArgs {
     /// Options for a disk of `size` bytes.
     pub(crate) fn options(&self, size: u64) -> Result<CreateOptions, Failure> {
+        self.options_with(size, self.passphrase.read()?)
+    }
+
+    /// The same where nothing is made: what the passphrase is makes no difference.
+    pub(crate) fn options_to_measure(&self, size: u64) -> Result<CreateOptions, Failure> {
+        let any = || self.encrypt.map(|_| Secret::new(b"any".to_vec()));
+        self.options_with(size, self.passphrase.read()?.or_else(any))
+    }
+
+    fn options_with(&self, size: u64, secret: Option<Secret>) -> Result<CreateOptions, Failure> {
         let mut options = CreateOptions::new(size);
         let mut set = |key: &str, value: &str| options.set(key, value);
         if let Some(bytes) = self.cluster_size {
@@ -170,7 +181,7 @@ impl NewArgs {
         if let Some((name, format)) = self.backing.named() {
             options = options.backing_file(name, format.name());
         }
-        if let Some(secret) = self.passphrase.read()? {
+        if let Some(secret) = secret {
             options = options.secret(secret);
         }
         options.check()?;
@@ -217,7 +228,7 @@ impl NewArgs {
     }
 
     /// The name of the data file.
-    fn data_path(&self, image: &Path, options: &CreateOptions) -> Option<std::path::PathBuf> {
+    fn data_path(image: &Path, options: &CreateOptions) -> Option<PathBuf> {
         let name = options.chosen_data_file()?;
         let name = String::from_utf8_lossy(name).into_owned();
         let folder = image.parent().unwrap_or(Path::new(""));
@@ -233,7 +244,7 @@ impl NewArgs {
         open: ImageOptions,
     ) -> Result<Image, Failure> {
         consent.ask_to_replace(path)?;
-        let data_path = self.data_path(path, options);
+        let data_path = Self::data_path(path, options);
         if let Some(data) = &data_path {
             consent.ask_to_replace(data)?;
         }
@@ -307,8 +318,8 @@ pub(crate) fn new_file(path: &Path) -> Result<File, Failure> {
         .write(true)
         .create(true)
         .truncate(true)
-        .open(path)?;
-    Ok(file)
+        .open(path);
+    file.map_err(|error| Failure::opening(&error))
 }
 
 /// Takes half a file away again; a device is not ours to take.

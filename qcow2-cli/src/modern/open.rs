@@ -147,7 +147,7 @@ fn open(path: &Path, args: &OpenArgs, want: &Want) -> Result<Disk, Failure> {
         .write(want.write)
         .force_share(want.force_share && !want.write)
         .open(path)
-        .map_err(|error| locked(error, want))?;
+        .map_err(|error| locked(&error, want))?;
     let format = match args.format {
         Some(format) => format,
         None if facts::has_magic(&file) => Format::Qcow2,
@@ -201,7 +201,7 @@ fn open_image(path: &Path, file: File, args: &OpenArgs, want: &Want) -> Result<I
         }
     }
     options.open_file(file).map_err(|error| match error {
-        ImageError::Storage(error) => locked(error, want),
+        ImageError::Storage(error) => locked(&error, want),
         error => Failure::from(error),
     })
 }
@@ -230,9 +230,9 @@ fn with_shared_data(
 }
 
 /// What can be done about an image that somebody else uses.
-fn locked(error: StorageError, want: &Want) -> Failure {
+fn locked(error: &StorageError, want: &Want) -> Failure {
     let in_use = error.kind() == StorageErrorKind::Locked;
-    let failure = Failure::from(error);
+    let failure = Failure::opening(error);
     if in_use && !want.write && !want.force_share {
         failure.hint("--force-share (-U) reads it beside that program")
     } else {

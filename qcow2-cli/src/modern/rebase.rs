@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use qcow2_image::Image;
-use qcow2_image::chain::BackingFile;
+use qcow2_image::chain::{BackingFile, Transferred};
 use qcow2_image::rebase::RebaseOptions;
 
 use super::answer::{Answer, name};
@@ -32,11 +32,11 @@ pub(crate) struct Command {
     backing: BackingArgs,
 
     /// Store all of the disk in the image, which needs no backing file then
-    #[arg(long, conflicts_with = "backing", required_unless_present = "backing")]
+    #[arg(long, conflicts_with = "backing")]
     no_backing: bool,
 
     /// Change only the name that the image has, whatever its disk shows then: for files that were moved
-    #[arg(short, long = "unsafe")]
+    #[arg(short = 'u', long = "unsafe")]
     name_only: bool,
 
     #[command(flatten)]
@@ -54,6 +54,10 @@ pub(crate) struct Command {
 
 impl Command {
     pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        if self.backing.named().is_none() && !self.no_backing {
+            return Err(Failure::new("the new backing file is missing")
+                .hint("--backing FILE --backing-format FORMAT, or --no-backing for none"));
+        }
         let want = Want {
             no_backing: self.name_only,
             ..Want::write()
@@ -71,9 +75,10 @@ impl Command {
                 Some((backing, _)) => format!("is over {} now", clean(backing)),
                 None => "has no backing file now".to_owned(),
             };
-            let stored = match self.name_only {
-                true => String::new(),
-                false => format!(", and got {}", moved.words()),
+            let stored = if self.name_only {
+                String::new()
+            } else {
+                format!(", and got {}", moved.words())
             };
             format!("{}: it {over}{stored}\n", shown(&self.image))
         })?;
@@ -86,7 +91,7 @@ impl Command {
         if self.name_only {
             let names = named.map(|(name, format)| (name.as_bytes(), format.name().as_bytes()));
             image.set_backing_name(names)?;
-            return Ok(Moved::new(filename, "rebase", &Default::default()));
+            return Ok(Moved::new(filename, "rebase", &Transferred::default()));
         }
         let backing = match named {
             None => None,

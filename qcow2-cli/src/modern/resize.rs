@@ -90,10 +90,10 @@ impl Command {
         disk.close()?;
         answer.give(&resized, || {
             format!(
-                "{}: {} bytes, {}, before it were {}\n",
+                "{}: the disk has {} ({} bytes) now, and had {}\n",
                 shown(&self.image),
-                resized.new_size,
                 size::human(resized.new_size),
+                resized.new_size,
                 size::human(resized.old_size)
             )
         })?;

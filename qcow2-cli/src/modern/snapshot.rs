@@ -28,6 +28,10 @@ pub(crate) struct Command {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and it lives as long as the program"
+)]
 enum Action {
     /// List them
     List(List),
@@ -110,7 +114,7 @@ struct Export {
     #[command(flatten)]
     states: States,
     #[command(flatten)]
-    export: ExportArgs,
+    into: ExportArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -382,6 +386,6 @@ impl Export {
             old: &old,
             comparison: self.states.comparison(),
         };
-        export::run(&new, changes, &self.export, self.output, answer)
+        export::run(&new, changes, &self.into, self.output, answer)
     }
 }

@@ -8,9 +8,11 @@
 
 /// One scene for both programs, and what they say in it.
 mod beside;
+/// The program under its own name.
+mod face;
 /// Command lines of `qemu-img`, beside the real one.
 mod img_qemu;
 /// Command lines of `qemu-io`, beside the real one.
 mod io_qemu;
-/// A morning's work under the other tools' names, and the program under its own.
+/// A morning's work under the other tools' names.
 mod own;

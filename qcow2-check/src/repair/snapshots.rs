@@ -171,7 +171,7 @@ fn with_other_length(image: &Image<'_>, bytes: &[u8], is_last: bool) -> Option<(
     if sound(bytes).is_some() {
         return None;
     }
-    let mut tried = bytes.get(..ENTRY_BYTES_MAX.min(bytes.len()))?.to_vec();
+    let mut tried = bytes.get(..RESYNC.min(bytes.len()))?.to_vec();
     for len in EXTRA_LENS {
         let field = tried.get_mut(EXTRA_LEN)?;
         field.copy_from_slice(&len.to_be_bytes());
@@ -180,7 +180,6 @@ fn with_other_length(image: &Image<'_>, bytes: &[u8], is_last: bool) -> Option<(
             return found;
         }
     }
-    let tried = tried.get_mut(..bytes.len())?;
     tried
         .get_mut(EXTRA_LEN)?
         .copy_from_slice(bytes.get(EXTRA_LEN)?);
@@ -202,7 +201,7 @@ fn with_other_length(image: &Image<'_>, bytes: &[u8], is_last: bool) -> Option<(
             let id = u16::try_from(id).ok()?;
             let both = [id.to_be_bytes(), name.to_be_bytes()].concat();
             tried.get_mut(NAMES_LEN)?.copy_from_slice(&both);
-            sound(tried).filter(|(snapshot, _)| is_plausible(image, snapshot))
+            sound(&tried).filter(|(snapshot, _)| is_plausible(image, snapshot))
         })
 }
 

@@ -177,6 +177,10 @@ const TABLES_LOOKED_AT: u64 = 64;
 
 /// Whether what lies where an L1 table should be can't be one: then nothing in it is changed, for it is somebody else's.
 fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> Result<bool, PlanError> {
+    if tree.offset == 0 && tree.entries > 0 {
+        // That is the header.
+        return Ok(true);
+    }
     let (mut good, mut bad) = (0_u64, 0_u64);
     let mut buffer = vec![0; 1 << 16];
     let mut table = vec![0; image.geometry.cluster_len()];

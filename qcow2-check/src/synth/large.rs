@@ -96,6 +96,18 @@ pub fn contiguous(
     bulk.finish(shape.tables, None)
 }
 
+/// Writes an empty disk, and `clusters` clusters with a refcount of 1 that nothing refers to.
+///
+/// # Errors
+///
+/// As [`contiguous`].
+pub fn leaked(storage: &dyn Storage, clusters: u64, cluster_bits: u32) -> Result<(), SynthError> {
+    let shape = Shape::new(1, cluster_bits, false)?;
+    let mut bulk = shape.start(storage, shape.l1_clusters())?;
+    bulk.count_slots(0..clusters)?;
+    bulk.finish(shape.tables, None)
+}
+
 /// Writes a disk all of whose guest clusters are allocated, in random order: behind the L2 tables comes data, and any data
 /// cluster may be any guest cluster's.
 ///

@@ -28,7 +28,7 @@ pub use deflate::deflate;
 pub use demo::{
     DEMO_BACKING_NAME, DEMO_LUKS_PASSPHRASE, demo, demo_base, demo_extended, demo_luks,
 };
-pub use large::{compressed, contiguous, random_order, snapshots};
+pub use large::{compressed, contiguous, leaked, random_order, snapshots};
 
 /// Why an image could not be written.
 #[derive(Debug, Error)]

@@ -99,6 +99,22 @@ fn the_demo_is_small_and_shows_everything() {
 }
 
 #[test]
+fn leaked_clusters_are_all_that_is_wrong() {
+    for (clusters, cluster_bits) in [(0, 16), (1, 9), (70_000, 9), (100_000, 16)] {
+        let memory = qcow2_io::Memory::new();
+        super::leaked(&memory, clusters, cluster_bits).unwrap();
+        let report = crate::check(&memory, &Options::default());
+        assert_eq!(report.counts.leaks, clusters);
+        let worst = if clusters > 0 {
+            crate::Verdict::Leaks
+        } else {
+            crate::Verdict::Sound
+        };
+        assert_eq!(report.verdict(), worst);
+    }
+}
+
+#[test]
 fn the_other_demos_are_sound() {
     for write in [demo_extended, demo_luks, demo_base] {
         let (_dir, path) = written("demo.qcow2", |file| write(file));

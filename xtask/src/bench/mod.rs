@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: whole workloads, side by side with QEMU, as ratios taken in one run.
 //!
 //! `check` is the checker's benchmark: `case` has its images, `read` is the yardstick, `table` the outcome on the screen. `io` is that of
-//! the virtual disk, `codec` that of compression and encryption, `lifecycle` that of whole operations on images. For all, `measure` runs processes, and `place` finds room for files.
+//! the virtual disk, `codec` that of compression and encryption, `lifecycle` that of whole operations on images, `repair` that of repairs. For all, `measure` runs processes, and `place` finds room for files.
 
 mod case;
 mod check;
@@ -11,6 +11,7 @@ mod lifecycle;
 mod measure;
 mod place;
 mod read;
+mod repair;
 mod table;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ enum Workload {
     LifecycleStep(lifecycle::StepArgs),
     #[command(hide = true)]
     Read(read::Args),
+    Repair(repair::Args),
 }
 
 /// Runs a workload.
@@ -49,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Workload::Lifecycle(args) => lifecycle::run(args),
         Workload::LifecycleStep(args) => lifecycle::step(args),
         Workload::Read(args) => read::run(args),
+        Workload::Repair(args) => repair::run(args),
     }
 }
 

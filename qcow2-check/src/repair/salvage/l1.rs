@@ -26,7 +26,7 @@ pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     if is_sound(planner, &header)? {
         return Ok(());
     }
-    replace(planner, &header)
+    replace(planner, &header, true)
 }
 
 /// Finds or makes another table than the one that the header names.
@@ -35,15 +35,16 @@ pub(in super::super) fn find_another(planner: &mut Planner<'_, '_>) -> Result<()
         return Ok(());
     };
     match Header::decode_for_check(&cluster) {
-        Ok((header, _)) => replace(planner, &header),
+        Ok((header, _)) => replace(planner, &header, false),
         Err(_) => Ok(()),
     }
 }
 
-fn replace(planner: &mut Planner<'_, '_>, header: &Header) -> Result<(), PlanError> {
+/// Takes the best candidate; where the table that is named may be `right`, its length being wrong, it is one of them.
+fn replace(planner: &mut Planner<'_, '_>, header: &Header, right: bool) -> Result<(), PlanError> {
     let snapshots = snapshot_tables(planner, header)?;
     let (mut candidates, tables) = search(planner, header, &snapshots)?;
-    candidates.retain(|candidate| candidate.offset != header.l1_table_offset.get());
+    candidates.retain(|candidate| right || candidate.offset != header.l1_table_offset.get());
     match candidates.first() {
         Some(best) => {
             // A snapshot's table looks the same, and so does one that was given back.
@@ -68,7 +69,9 @@ pub(in super::super) fn is_sound(
     planner: &Planner<'_, '_>,
     header: &Header,
 ) -> Result<bool, PlanError> {
-    let len = u64::from(header.l1_entries) * 8;
+    // What the disk does not need may be too much, and something else.
+    let needed = header.geometry.l1_entries_for(header.virtual_size_raw);
+    let len = u64::from(header.l1_entries).min(needed.max(1)) * 8;
     let offset = header.l1_table_offset.get();
     let end = planner.overlay.new_len();
     if len == 0 {

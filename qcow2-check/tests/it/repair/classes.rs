@@ -306,6 +306,20 @@ pub(crate) const ALL: &[Class] = &[
         damage: |b| b.put(40, 1 << 30),
         lost: &[],
     },
+    Class {
+        name: "an L1 table in the header",
+        base: "refcount-64",
+        level: Level::Salvage,
+        damage: |b| b.put(40, 0),
+        lost: &[],
+    },
+    Class {
+        name: "an L1 table with too many entries",
+        base: "refcount-1",
+        level: Level::Salvage,
+        damage: |b| b.0[36..40].copy_from_slice(&[0, 1, 0, 0]),
+        lost: &[],
+    },
 ];
 
 impl Class {
@@ -490,5 +504,7 @@ classes! {
     the_length_of_a_snapshot_is_put_right: "a snapshot with too much extra data";
     a_lost_snapshot_table_is_found: "a snapshot table that is elsewhere";
     a_wrong_l1_table_gives_way_to_the_right_one: "an L1 table that is an L2 table, and snapshots";
+    an_l1_table_is_not_in_the_header: "an L1 table in the header";
+    an_l1_table_is_as_long_as_the_disk_needs: "an L1 table with too many entries";
     a_lost_l1_table_is_not_a_snapshot_s: "an L1 table past the end, and snapshots";
 }

@@ -7,6 +7,7 @@ use qcow2_check::{Options, Severity, check};
 use qcow2_io::{Event, Fault, Faulty, Memory, Operation, Storage, Trace, replay};
 
 use super::classes::{self, Class};
+use crate::mutants::bases;
 use crate::oracle;
 
 /// States made of each stretch between two flushes.
@@ -25,8 +26,12 @@ impl Random {
 }
 
 fn options(class: &Class) -> RepairOptions<'static> {
+    at_level(class.level)
+}
+
+fn at_level(level: Level) -> RepairOptions<'static> {
     RepairOptions {
-        level: class.level,
+        level,
         threads: 1,
         ..RepairOptions::default()
     }
@@ -115,6 +120,74 @@ fn a_crash_at_any_write_leaves_a_way_back_and_a_way_on() {
         }
     }
     assert!(tried > 200, "only {tried} states");
+}
+
+#[test]
+fn a_crash_at_any_level_leaves_a_way_back_and_a_way_to_the_same_end() {
+    if !oracle::is_available(classes::ALL.len() * 3, "crashes at all levels") {
+        return;
+    }
+    let mut random = Random(2);
+    let mut tried = [0; 3];
+    let leaky = leaked();
+    let damaged = classes::ALL
+        .iter()
+        .map(|class| (class.name, class.damaged()));
+    for (name, damaged) in damaged.chain([("leaked clusters", leaky)]) {
+        for (tried, level) in tried
+            .iter_mut()
+            .zip([Level::Leaks, Level::All, Level::Salvage])
+        {
+            let image = Trace::new(Memory::from(damaged.clone()));
+            let saved = Memory::new();
+            // Some of them have nothing to begin with at some level.
+            let Ok(made) = plan(&image, &at_level(level)) else {
+                continue;
+            };
+            let promised = made.after().verdict();
+            made.apply(Some(&saved)).unwrap();
+            drop(made);
+            for state in states(&image.events(), &mut random).into_iter().step_by(3) {
+                *tried += 1;
+                let crashed = Memory::from(damaged.clone());
+                replay(&state, &crashed).unwrap();
+                let file = Memory::from(saved.to_vec().unwrap());
+                let again = plan(&crashed, &at_level(level)).unwrap();
+                let verdict = again.after().verdict();
+                assert!(
+                    verdict <= promised,
+                    "{name}, {level}: {verdict:?} instead of {promised:?}\n{again}"
+                );
+                drop(again);
+                undo(&crashed, &file, true).unwrap();
+                assert!(
+                    crashed.to_vec().unwrap() == damaged,
+                    "{name}, {level}: not the way back"
+                );
+            }
+        }
+    }
+    assert!(
+        tried.iter().all(|tried| *tried > 3),
+        "only {tried:?} states"
+    );
+}
+
+/// An image that level `leaks` has something to do on: clusters at its end that are counted, and nobody's.
+fn leaked() -> Vec<u8> {
+    const LEAKED: usize = 3;
+    let mut bytes = bases::named("64k").bytes;
+    let number = |bytes: &[u8], at: usize| {
+        let word = bytes[at..at + 8].try_into().unwrap();
+        usize::try_from(u64::from_be_bytes(word)).unwrap()
+    };
+    let block = number(&bytes, number(&bytes, 48));
+    let first = bytes.len().div_ceil(1 << 16);
+    bytes.resize((first + LEAKED) << 16, 0);
+    for cluster in first..first + LEAKED {
+        bytes[block + cluster * 2 + 1] = 1;
+    }
+    bytes
 }
 
 #[test]

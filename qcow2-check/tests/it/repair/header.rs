@@ -106,3 +106,35 @@ fn a_possible_but_wrong_start_of_the_header_is_put_right() {
         }
     }
 }
+
+#[test]
+fn the_lengths_of_a_snapshot_follow_from_what_lies_behind() {
+    if !oracle::is_available(5, "lengths of snapshots") {
+        return;
+    }
+    let base = bases::named("snapshots");
+    let sound = guest::read(&base.bytes).unwrap();
+    let table = usize::try_from(u64::from_be_bytes(base.bytes[64..72].try_into().unwrap()));
+    let first = table.unwrap();
+    let second = first + 72;
+    // Lengths of names and extra data by which the next entry is not where it is, or the last one doesn't end in the file.
+    let lengths = [
+        (first, 15, 9),
+        (first, 14, 0x80),
+        (first, 39, 32),
+        (first, 39, 8),
+        (second, 14, 0x80),
+    ];
+    for (entry, field, value) in lengths {
+        let mut damaged = base.bytes.clone();
+        damaged[entry + field] = value;
+        let image = Memory::from(damaged);
+        let made = plan(&image, &RepairOptions::default()).unwrap();
+        made.apply(None).unwrap();
+        let what = format!("{value} at {field} of {entry:#x}:\n{made}");
+        let report = check(&image, &Options::default());
+        assert_eq!(report.verdict(), Verdict::Sound, "{what}");
+        let now = guest::read(&image.to_vec().unwrap()).unwrap();
+        assert!(now.snapshots.keys().eq(sound.snapshots.keys()), "{what}");
+    }
+}

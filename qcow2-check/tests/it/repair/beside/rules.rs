@@ -124,7 +124,7 @@ pub(super) const SPOTS: &[Rule<Differs>] = &[
     Rule {
         name: "unchanged",
         why: "it reads as in the damaged image here; QEMU's repair has put something of its own where it leads, or given it up",
-        applies: |_, spot| spot.is_ours && spot.ours == spot.damaged,
+        applies: |_, spot| spot.is_ours && spot.ours == spot.damaged && spot.theirs != spot.sound,
     },
     Rule {
         name: "foreign",
@@ -136,7 +136,9 @@ pub(super) const SPOTS: &[Rule<Differs>] = &[
                 "COPY-CLUSTER",
                 "COPY-TABLE",
             ];
-            given_up.iter().any(|kind| case.ours().did(kind)) && spot.theirs == spot.damaged
+            given_up.iter().any(|kind| case.ours().did(kind))
+                && spot.theirs == spot.damaged
+                && spot.theirs != spot.sound
         },
     },
     Rule {

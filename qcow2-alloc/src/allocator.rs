@@ -281,7 +281,12 @@ impl Allocator {
     }
 
     /// The first cluster in `from..end`, all of one block, whose refcount is 0.
-    pub(crate) fn next_free(&self, state: &State, from: u64, end: u64) -> Result<Option<u64>, AllocError> {
+    pub(crate) fn next_free(
+        &self,
+        state: &State,
+        from: u64,
+        end: u64,
+    ) -> Result<Option<u64>, AllocError> {
         let geometry = self.geometry();
         let (block, _) = State::locate(geometry, from);
         let Some(offset) = self.block_at(state, block)? else {

@@ -202,22 +202,24 @@ impl Image {
             .lazy_refcounts
             .unwrap_or(header.compatible.lazy_refcounts());
         let index = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        let meta = Arc::new(Metadata::new(
-            storage,
-            data,
-            header.clone(),
-            &MetadataOptions {
-                read_only: options.read_only,
-                lazy_refcounts,
-                overlap_checks: options.overlap_checks,
-                l2_slice_bytes: index(sizes.l2_slice_bytes),
-                l2_slices: index(sizes.l2_slices),
-                refcount_slice_bytes: index(sizes.refcount_slice_bytes),
-                refcount_slices: index(sizes.refcount_slices),
-                rules: options.rules,
-            },
-        )
-        .watched(options.watcher.clone()));
+        let meta = Arc::new(
+            Metadata::new(
+                storage,
+                data,
+                header.clone(),
+                &MetadataOptions {
+                    read_only: options.read_only,
+                    lazy_refcounts,
+                    overlap_checks: options.overlap_checks,
+                    l2_slice_bytes: index(sizes.l2_slice_bytes),
+                    l2_slices: index(sizes.l2_slices),
+                    refcount_slice_bytes: index(sizes.refcount_slice_bytes),
+                    refcount_slices: index(sizes.refcount_slices),
+                    rules: options.rules,
+                },
+            )
+            .watched(options.watcher.clone()),
+        );
         let alloc = if options.read_only {
             None
         } else {

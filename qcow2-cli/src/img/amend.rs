@@ -290,11 +290,9 @@ fn refused_text(option: &str, why: &str) -> String {
             "Cannot downgrade an image with incompatible features 0x10 set".to_owned()
         }
         "data_file_raw" => "data-file-raw cannot be set on existing images".to_owned(),
-        "lazy_refcounts" => {
-            "Lazy refcounts only supported with compatibility level 1.1 and above \
+        "lazy_refcounts" => "Lazy refcounts only supported with compatibility level 1.1 and above \
              (use compat=1.1 or greater)"
-                .to_owned()
-        }
+            .to_owned(),
         _ => why.to_owned(),
     }
 }

@@ -4,11 +4,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qcow2_image::{Image, ImageError};
 use qcow2_image::map::map;
-use qcow2_io::{
-    Extent, Limits, Operation, Result, Storage, StorageErrorKind, ZeroFlags,
-};
+use qcow2_image::{Image, ImageError};
+use qcow2_io::{Extent, Limits, Operation, Result, Storage, StorageErrorKind, ZeroFlags};
 
 use super::storage_error;
 

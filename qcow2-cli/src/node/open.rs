@@ -130,7 +130,12 @@ impl Opener<'_> {
         let driver = options.take("driver");
         // A format's file may be named without saying so.
         let names_itself = options.contains("filename") && !options.contains("file.filename");
-        if names_itself && matches!(driver.as_deref(), None | Some("qcow2" | "raw" | "copy-on-read" | "compress")) {
+        if names_itself
+            && matches!(
+                driver.as_deref(),
+                None | Some("qcow2" | "raw" | "copy-on-read" | "compress")
+            )
+        {
             let name = options.take("filename").unwrap_or_default();
             options.set("file.filename", name);
         }

@@ -8,7 +8,7 @@ use qcow2_format::header::CryptMethod;
 use qcow2_image::{CacheOptions, Image, ImageOptions, OverlapChecks, PassDiscard, Template};
 
 use super::open::Opener;
-use super::{corruption, Access, Content, Node, NodeOptions, OpenError, name};
+use super::{Access, Content, Node, NodeOptions, OpenError, corruption, name};
 
 pub(super) fn open(
     opener: Opener<'_>,

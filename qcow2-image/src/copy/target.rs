@@ -270,11 +270,7 @@ fn reads_as_zeros(storage: &dyn Storage, range: Range<u64>) -> Result<bool, Copy
 
 /// Where a target ends that shows the layers which are left out: behind the end of its backing file there is nothing to
 /// show, and a new image reads as zeros.
-fn shown_end(
-    target: Target<'_>,
-    len: u64,
-    options: &CopyOptions<'_>,
-) -> Result<u64, CopyError> {
+fn shown_end(target: Target<'_>, len: u64, options: &CopyOptions<'_>) -> Result<u64, CopyError> {
     let (Target::Image(image), Some(_)) = (target, options.layers) else {
         return Ok(len);
     };
@@ -287,7 +283,11 @@ fn shown_end(
         return Ok(len);
     }
     let nothing = reads_as_zeros(image, below..len)?;
-    Ok(if nothing && !options.write_zeros { below } else { len })
+    Ok(if nothing && !options.write_zeros {
+        below
+    } else {
+        len
+    })
 }
 
 /// Has space kept for a range, which reads as zeros then.

@@ -39,7 +39,9 @@ fn zeros_that_are_written_show_in_a_later_backing_file() {
     let file = Arc::new(Memory::new());
     Image::create(&file, &CreateOptions::new(1 << 20)).unwrap();
     let image = Image::options().open(file.clone()).unwrap();
-    image.write_zeroes(0..1 << 16, ZeroFlags::MAY_UNMAP).unwrap();
+    image
+        .write_zeroes(0..1 << 16, ZeroFlags::MAY_UNMAP)
+        .unwrap();
     image.close().unwrap();
     let below: Arc<dyn Storage> = Arc::new(Memory::from(vec![7; 1 << 20]));
     let image = Image::options()

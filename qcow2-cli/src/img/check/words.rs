@@ -92,11 +92,7 @@ pub(super) fn of_flag(file: &dyn Storage, counts: &dyn Storage, finding: &Findin
 
 /// Flags of the disk's data that were right, and are turned since the refcounts that they mirror are: a line for each that is
 /// in none of the `known` findings.
-pub(super) fn flags_turned(
-    file: &dyn Storage,
-    plan: &Plan<'_>,
-    known: &[&Finding],
-) -> Vec<String> {
+pub(super) fn flags_turned(file: &dyn Storage, plan: &Plan<'_>, known: &[&Finding]) -> Vec<String> {
     let after = plan.preview();
     let writes = plan.writes();
     let cluster_size = 1_u64 << half_word(file, 20).clamp(9, 21);
@@ -105,7 +101,8 @@ pub(super) fn flags_turned(
     let known: Vec<u64> = known.iter().map(|one| place_of(file, one)).collect();
     let turned = |place: u64| {
         let (old, new) = (word(file, place), word(after, place));
-        (old ^ new == 1 << 63 && !known.contains(&place)).then_some((old, refcount(after, old & OFFSET)))
+        (old ^ new == 1 << 63 && !known.contains(&place))
+            .then_some((old, refcount(after, old & OFFSET)))
     };
     let is_written = |start: u64, len: u64| {
         writes

@@ -451,7 +451,8 @@ impl Plan {
         }
         if !self.keeps_target
             && creation.get("backing_file").is_some()
-            && creation.get("backing_fmt").is_none() {
+            && creation.get("backing_fmt").is_none()
+        {
             return Err(Failure::new(
                 "Use of backing file requires explicit backing format",
             ));

@@ -11,7 +11,9 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 
 use qcow2_image::{Image, Kinds};
-use qcow2_io::{Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags};
+use qcow2_io::{
+    Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags,
+};
 
 use self::rules::{IoType, Rules};
 use super::{Content, Node, NodeOptions, OpenError};

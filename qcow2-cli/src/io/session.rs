@@ -333,7 +333,10 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         // While the image is one of the tree, a fault injector below knows its tables; alone, it is not found any more.
-        let flushed = node.image().map_or(Ok(()), |image| image.flush());
+        let flushed = match node.image() {
+            Some(image) => image.flush(),
+            None => Ok(()),
+        };
         let closed = match node.into_image() {
             Some((image, _)) => match image.close() {
                 // Whoever found that out was told.

@@ -27,6 +27,11 @@ pub trait Monitor: Sync {
         _ = (done, total);
     }
 
+    /// A piece with data is through: `bytes` of this range of the source were read.
+    fn data(&self, range: Range<u64>, bytes: u64) {
+        _ = (range, bytes);
+    }
+
     /// Whether the copy should end as soon as it can, with [`CopyError::Cancelled`].
     fn is_cancelled(&self) -> bool {
         false

@@ -171,6 +171,10 @@ impl<'a> Run<'a> {
         self.marks.end(job.range.start);
         if let Some(monitor) = self.monitor {
             monitor.progress(done, self.len);
+            if !job.data.is_empty() {
+                let data = job.data.iter().map(|part| part.end - part.start).sum();
+                monitor.data(job.range.clone(), data);
+            }
         }
         if let Err(error) = self.mark(false) {
             self.fail(error);

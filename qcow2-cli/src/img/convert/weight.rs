@@ -1,5 +1,6 @@
 //! Progress that counts data only, as scripts know it of `convert`.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use qcow2_image::Monitor;
@@ -12,7 +13,7 @@ const STEP: u64 = 2 << 20;
 /// Extents that are asked for at a time.
 const LOOK: usize = 1024;
 
-/// Tells of the data below the place that a copy has come to.
+/// Tells of the data that is through.
 pub(super) struct Weight<'a> {
     source: &'a dyn Storage,
     progress: &'a Progress<'a>,
@@ -22,9 +23,7 @@ pub(super) struct Weight<'a> {
 /// How far the copy is; bytes.
 #[derive(Default)]
 struct Place {
-    /// In the source.
-    at: u64,
-    /// Data below.
+    /// Data that is through.
     data: u64,
     /// Of that, what has been told.
     told: u64,
@@ -41,15 +40,13 @@ impl<'a> Weight<'a> {
 }
 
 impl Monitor for Weight<'_> {
-    fn progress(&self, done: u64, total: u64) {
+    fn progress(&self, _done: u64, _total: u64) {}
+
+    fn data(&self, range: Range<u64>, bytes: u64) {
         let mut come_to = self.come_to.lock().unwrap_or_else(PoisonError::into_inner);
-        if done <= come_to.at {
-            return;
-        }
-        come_to.data += data(self.source, come_to.at, done);
-        come_to.at = done;
+        come_to.data += bytes;
         let untold = come_to.data - come_to.told;
-        let ends = || done >= total || data(self.source, done, done + 1) == 0;
+        let ends = || data(self.source, range.end, range.end + 1) == 0;
         if untold >= STEP || (untold > 0 && ends()) {
             come_to.told = come_to.data;
             self.progress.at(come_to.data);
@@ -59,6 +56,7 @@ impl Monitor for Weight<'_> {
 
 /// Bytes from `start` to `end` that are data; all that can't be told is.
 pub(super) fn data(source: &dyn Storage, start: u64, end: u64) -> u64 {
+    let end = end.min(source.len().unwrap_or(end));
     let (mut at, mut sum) = (start, 0);
     while at < end {
         let found = match source.extents(at..end, LOOK) {

@@ -14,7 +14,7 @@ fn documented(section: &str) -> BTreeMap<String, bool> {
         line.starts_with("### ") && (names == section || is_listed(names, section))
     };
     let lines: Vec<&str> = page.lines().collect();
-    let at = lines.iter().position(|line| wanted(line));
+    let at = lines.iter().position(wanted);
     let at = at.unwrap_or_else(|| panic!("docs/json.md has no section {section}"));
     lines[at + 1..]
         .iter()

@@ -12,13 +12,13 @@ fn zeros_that_kept_their_place_are_overwritten_with_their_neighbours_in_one_go()
     let file = Arc::new(Trace::new(Memory::new()));
     Image::create(&file, &CreateOptions::new(3 << 16)).unwrap();
     let image = Image::options().open(file.clone()).unwrap();
-    image.write_at(&[1; 3 << 16], 0).unwrap();
+    image.write_at(&vec![1; 3 << 16], 0).unwrap();
     image
         .write_zeroes(1 << 16..2 << 16, ZeroFlags::NONE)
         .unwrap();
     image.flush().unwrap();
     file.take_events();
-    image.write_at(&[2; 3 << 16], 0).unwrap();
+    image.write_at(&vec![2; 3 << 16], 0).unwrap();
     let lens: Vec<usize> = file
         .take_events()
         .iter()

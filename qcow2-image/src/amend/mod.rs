@@ -57,11 +57,15 @@ impl Image {
         self.flush_all()?;
         // They are taken up again when the image is next written to.
         self.close_bitmaps()?;
-        let plan = Plan::new(self, options)?;
+        let mut plan = Plan::new(self, options)?;
         #[cfg(feature = "encryption")]
         self.amend_keys(options)?;
         if plan.upgrade {
             self.complete_snapshots()?;
+            // Their table has moved, perhaps.
+            let now = self.header();
+            plan.header.snapshot_table_offset = now.snapshot_table_offset;
+            plan.header.snapshot_count = now.snapshot_count;
         }
         if plan.header != self.header() {
             self.close_bitmaps()?;

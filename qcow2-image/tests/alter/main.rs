@@ -12,6 +12,8 @@ mod amend_cut;
 mod amend_qemu;
 /// What is refused, and that nothing has changed then.
 mod amend_refusal;
+/// Snapshots that an upgrade completes.
+mod amend_snapshots;
 /// Bitmaps in images that are amended or compacted.
 mod bitmaps;
 /// Compaction, cut short.

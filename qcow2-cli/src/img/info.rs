@@ -264,6 +264,7 @@ impl ImageFacts {
         let backing = header.backing_name.as_deref().map(lossy);
         let full_backing = backing
             .as_deref()
+            .filter(|name| name.starts_with('/') || !node.path().starts_with("json:"))
             .map(|name| node::resolve(node.path(), name));
         Self {
             cluster_size: header.geometry.cluster_size(),
@@ -312,6 +313,7 @@ impl ImageFacts {
             _ = write!(text, "backing file: {name}");
             match &self.full_backing {
                 Some(full) if full != name => _ = writeln!(text, " (actual path: {full})"),
+                None => text.push_str(" (cannot determine actual path)\n"),
                 _ => text.push('\n'),
             }
         }

@@ -16,6 +16,7 @@ mod open;
 mod options;
 mod overlay;
 mod qcow2;
+mod quorum;
 mod raw;
 
 use std::sync::Arc;

@@ -7,7 +7,8 @@ use qcow2_check::chain::MAX_LAYERS;
 use super::compress::Compress;
 use super::cor::CopyOnRead;
 use super::{
-    Access, Content, Node, NodeOptions, OpenError, blkdebug, file, name, null, overlay, qcow2, raw,
+    Access, Content, Node, NodeOptions, OpenError, blkdebug, file, name, null, overlay, qcow2,
+    quorum, raw,
 };
 use crate::Objects;
 
@@ -154,6 +155,7 @@ impl Opener<'_> {
                 copy_on_read(&mut node);
                 return Ok(node);
             }
+            Some("quorum") => return quorum::open(self, options, described, &access, layer),
             Some("compress") => {
                 let (below, _) = options.take_child("file");
                 let mut node = self.node(below, &access, layer)?;

@@ -66,7 +66,7 @@ impl Claims {
                 continue;
             }
             match self.owners.get(&cluster) {
-                Some((known, _)) if !may_share(*known, owner) => return Outcome::Taken(*known),
+                Some((known, _)) if *known != owner => return Outcome::Taken(*known),
                 Some((_, sum)) if sum.saturating_add(weight) > self.refcount_max => {
                     return Outcome::Full;
                 }
@@ -81,14 +81,4 @@ impl Claims {
         }
         Outcome::Granted
     }
-}
-
-/// Whether two may have the same cluster if its refcount counts both. Compressed data says in whole sectors how long it is, and
-/// may claim too many; it is never written in place, and data with a refcount above 1 isn't either.
-fn may_share(known: Owner, owner: Owner) -> bool {
-    known == owner
-        || matches!(
-            (known, owner),
-            (Owner::Packed, Owner::Data(_)) | (Owner::Data(_), Owner::Packed)
-        )
 }

@@ -1,5 +1,7 @@
 //! What a file that got shorter no longer needs of the refcount structures.
 
+use std::collections::BTreeSet;
+
 use qcow2_cache::Kinds;
 use qcow2_format::{Geometry, HostOffset, RefcountBlock, RefcountTableEntry};
 use qcow2_io::Storage as _;
@@ -8,30 +10,47 @@ use crate::state::State;
 use crate::{AllocError, Allocator, Reason};
 
 impl Allocator {
-    /// Gives up the refcount blocks, but for the first, that count nothing, but perhaps themselves; tells how many they were.
-    /// They are gone with the next commit, and their clusters are released. May be worth another call then: where they
-    /// lay, a block may have nothing left to count.
+    /// Gives up refcount blocks that count nothing, but perhaps themselves: of those numbered in `among`, or of all but the first.
+    /// They are gone with the next commit, and their clusters are released. Tells which blocks counted those: they are
+    /// worth another call after the commit, for they may have nothing left to count.
+    ///
+    /// Nobody may allocate until the commit: in the file the table still points at what is given up. `None` if nothing was.
     ///
     /// # Errors
     ///
     /// When a block can't be read, or the cache not written.
-    pub fn drop_idle_blocks(&self) -> Result<u64, AllocError> {
+    pub fn drop_idle_blocks(
+        &self,
+        among: Option<&BTreeSet<usize>>,
+    ) -> Result<Option<BTreeSet<usize>>, AllocError> {
         self.meta.write_refcounts()?;
         let mut state = self.lock();
-        let mut dropped = 0;
-        for block in (1..state.table.len()).rev() {
+        let numbers: Vec<usize> = match among {
+            Some(among) => among.iter().copied().filter(|block| *block > 0).collect(),
+            None => (1..state.table.len()).collect(),
+        };
+        let mut bytes = vec![0; self.geometry().cluster_len()];
+        // All that can fail comes first.
+        let mut idle = Vec::new();
+        for block in numbers.into_iter().rev() {
             let Some(place) = self.block_at(&state, block)? else {
                 continue;
             };
             let (describes, index) = State::locate(self.geometry(), self.cluster_of(place));
             let own = (describes == block).then_some(index);
-            if self.last_in_use(place, own)?.is_some() {
-                continue;
+            if self.last_in_use(place, own, &mut bytes)?.is_none() {
+                idle.push((block, place, describes));
             }
+        }
+        if idle.is_empty() {
+            return Ok(None);
+        }
+        let mut counted_by = BTreeSet::new();
+        let size = self.geometry().cluster_size();
+        for (block, place, describes) in idle {
             if let Some(entry) = state.table.get_mut(block) {
                 *entry = RefcountTableEntry::default();
             }
-            let size = self.geometry().cluster_size();
             self.meta.change_refcount_table(block as u64, 0);
             self.meta.refcounts().forget(place, size);
             self.meta
@@ -39,12 +58,12 @@ impl Allocator {
                 .remove(place, size, Kinds::REFCOUNT_BLOCK);
             state.set_maybe_free_from(block, 0);
             state.first_block = state.first_block.min(block);
-            if own.is_none() {
+            if describes != block {
                 self.release(self.geometry().host_cluster(place), 1, Reason::Cut);
+                counted_by.insert(describes);
             }
-            dropped += 1;
         }
-        Ok(dropped)
+        Ok(Some(counted_by))
     }
 
     /// One past the last cluster with a refcount above 0.
@@ -55,11 +74,12 @@ impl Allocator {
     pub fn end(&self) -> Result<u64, AllocError> {
         self.meta.write_refcounts()?;
         let state = self.lock();
+        let mut bytes = vec![0; self.geometry().cluster_len()];
         for block in (0..state.table.len()).rev() {
             let Some(place) = self.block_at(&state, block)? else {
                 continue;
             };
-            if let Some(index) = self.last_in_use(place, None)? {
+            if let Some(index) = self.last_in_use(place, None, &mut bytes)? {
                 return Ok(block as u64 * self.geometry().refcounts_per_block() + index + 1);
             }
         }
@@ -70,21 +90,21 @@ impl Allocator {
         self.geometry().host_cluster(place).get()
     }
 
-    /// The highest index of a block in the file whose refcount is above 0, other than `except`.
+    /// The highest index of a block in the file whose refcount is above 0, other than `except`. `bytes` is room for a block.
     fn last_in_use(
         &self,
         place: HostOffset,
         except: Option<u64>,
+        bytes: &mut [u8],
     ) -> Result<Option<u64>, AllocError> {
         let geometry = self.geometry();
-        let mut bytes = vec![0; geometry.cluster_len()];
         self.meta
             .storage()
-            .read_at(&mut bytes, place.get())
+            .read_at(bytes, place.get())
             .map_err(qcow2_cache::MetadataError::from)?;
-        let last = last_above_zero(&bytes, geometry, geometry.refcounts_per_block());
+        let last = last_above_zero(bytes, geometry, geometry.refcounts_per_block());
         Ok(match last {
-            Some(last) if except == Some(last) => last_above_zero(&bytes, geometry, last),
+            Some(last) if except == Some(last) => last_above_zero(bytes, geometry, last),
             other => other,
         })
     }

@@ -463,8 +463,11 @@ impl Image {
     /// Gives back what the file has behind the last cluster that is in use. The gate is closed.
     pub(crate) fn cut_file(&self) -> Result<(), ImageError> {
         let alloc = self.alloc()?;
-        while alloc.drop_idle_blocks()? > 0 {
-            self.settle_closed()?;
+        let mut idle = alloc.drop_idle_blocks(None)?;
+        while let Some(counted_by) = idle {
+            // In the file the table points at what was given up until this is through.
+            self.settle_closed().inspect_err(|_| self.meta.give_up())?;
+            idle = alloc.drop_idle_blocks(Some(&counted_by))?;
         }
         let clusters = alloc.end()?;
         let bits = self.geometry.cluster_bits();

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::answer::{Answer, name};
 use super::args::{ConsentArgs, OpenArgs, OutputArgs, bytes};
 use super::failure::Failure;
-use super::new::{discard, new_file};
+use super::fresh::{self, Fresh};
 use super::open::{self, Want};
 use super::progress::Bar;
 use crate::audit::shown;
@@ -83,8 +83,13 @@ impl Command {
             ..Want::default()
         };
         let image = open::image(&self.image, &self.open, &want)?;
+        let mut files = Vec::new();
         let (path, report) = match &self.into {
-            Some(path) => (path.as_path(), self.copy(&image, path, &options)?),
+            Some(path) => {
+                let (report, fresh) = self.copy(&image, path, &options)?;
+                files.push(fresh);
+                (path.as_path(), report)
+            }
             None => (
                 self.image.as_path(),
                 image
@@ -97,9 +102,9 @@ impl Command {
             .close()
             .map_err(|error| Failure::from(error).about(&self.image))?;
         if !report.complete && self.into.is_some() {
-            discard(path);
             return Err(Failure::new("the copy was ended before it was complete").about(path));
         }
+        fresh::keep(files)?;
         let told = Compacted {
             filename: name(path),
             complete: report.complete,
@@ -133,17 +138,17 @@ impl Command {
         image: &Image,
         path: &Path,
         options: &CompactOptions<'_>,
-    ) -> Result<CompactReport, Failure> {
+    ) -> Result<(CompactReport, Fresh), Failure> {
         self.consent.ask_to_replace(path)?;
         let mut open = Image::options();
         for (layer, secret) in self.open.passphrases.read()? {
             open = open.layer_secret(layer, secret);
         }
-        let file: Arc<dyn Storage> =
-            Arc::new(new_file(path).map_err(|failure| failure.about(path))?);
-        image.compact_into(file, open, options).map_err(|error| {
-            discard(path);
-            Failure::from(error).about(path)
-        })
+        let (fresh, file) = Fresh::begin(path)?;
+        let file: Arc<dyn Storage> = Arc::new(file);
+        let report = image
+            .compact_into(file, open, options)
+            .map_err(|error| Failure::from(error).about(path))?;
+        Ok((report, fresh))
     }
 }

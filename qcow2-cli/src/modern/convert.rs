@@ -16,6 +16,7 @@ use super::args::{
     CompressArgs, ConsentArgs, Format, OutputArgs, ReadArgs, ThreadsArgs, bytes, snapshot,
 };
 use super::failure::Failure;
+use super::fresh::{self, Fresh};
 use super::new::{self, NewArgs, PreallocationName};
 use super::open::{Disk, Want};
 use super::progress::Bar;
@@ -137,12 +138,9 @@ impl Command {
             return Err(Failure::new("a raw disk has no bitmaps").about(&self.source));
         }
         let len = source.len()?;
-        let goal = self.goal(len)?;
-        let done = self.copy(&source, goal).inspect_err(|_| {
-            if !self.no_create {
-                new::discard(&self.target);
-            }
-        })?;
+        let (goal, files) = self.goal(len)?;
+        let done = self.copy(&source, goal)?;
+        fresh::keep(files)?;
         answer.give(&done, || self.words(&done))?;
         Ok(u8::from(!done.lost.is_empty()))
     }
@@ -175,24 +173,25 @@ impl Command {
         Ok(())
     }
 
-    fn goal(&self, len: u64) -> Result<Goal, Failure> {
+    /// Where the copy goes, and what is to be kept once it is complete.
+    fn goal(&self, len: u64) -> Result<(Goal, Vec<Fresh>), Failure> {
         if self.no_create {
             self.consent
                 .ask(&format!("overwrites {}", shown(&self.target)))?;
-            return self.existing_goal();
+            return Ok((self.existing_goal()?, Vec::new()));
         }
         if self.target_format == Format::Raw {
             let mode = self
                 .new
                 .preallocation
                 .map_or(Preallocation::Off, Into::into);
-            let file = new::make_raw(&self.target, len, mode, self.consent)?;
-            return Ok(Goal::Raw(Arc::new(file)));
+            let (file, fresh) = new::make_raw(&self.target, len, mode, self.consent)?;
+            return Ok((Goal::Raw(Arc::new(file)), vec![fresh]));
         }
         let options = self.new.options(len)?;
         let open = self.new.open(&self.target, &self.read.open)?;
-        let image = self.new.make(&self.target, &options, self.consent, open)?;
-        Ok(Goal::Image(Box::new(image)))
+        let (image, files) = self.new.make(&self.target, &options, self.consent, open)?;
+        Ok((Goal::Image(Box::new(image)), files))
     }
 
     fn existing_goal(&self) -> Result<Goal, Failure> {

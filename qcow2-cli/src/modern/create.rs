@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::answer::{Answer, name};
 use super::args::{ConsentArgs, Format, OutputArgs, PassphraseArgs, bytes};
 use super::failure::Failure;
+use super::fresh;
 use super::new::{self, NewArgs};
 use crate::audit::{self, Choice, shown};
 use crate::words::size;
@@ -82,12 +83,16 @@ impl Command {
                 .new
                 .preallocation
                 .map_or(Preallocation::Off, Into::into);
-            new::make_raw(&self.image, size, mode, self.consent)?.len()?
+            let (file, fresh) = new::make_raw(&self.image, size, mode, self.consent)?;
+            file.flush()?;
+            fresh::keep(vec![fresh])?;
+            file.len()?
         } else {
             let options = self.new.options(size)?;
             let open = new::blind(&self.new.backing);
-            let image = self.new.make(&self.image, &options, self.consent, open)?;
+            let (image, files) = self.new.make(&self.image, &options, self.consent, open)?;
             image.close()?;
+            fresh::keep(files)?;
             std::fs::metadata(&self.image)?.len()
         };
         let created = Created {

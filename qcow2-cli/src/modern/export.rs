@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::answer::{Answer, name};
 use super::args::{CompressArgs, ConsentArgs, OutputArgs, ThreadsArgs};
 use super::failure::Failure;
-use super::new::{NewArgs, discard};
+use super::fresh;
+use super::new::NewArgs;
 use super::progress::Bar;
 use crate::audit::shown;
 use crate::words::size;
@@ -88,7 +89,7 @@ pub(crate) fn run(
     let options = args.new.options(new.virtual_size()?)?;
     // It is not read, but zeros over it have to be noted.
     let open = Image::options().backing(Arc::new(Null::new()));
-    let target = args.new.make(&args.target, &options, args.consent, open)?;
+    let (target, files) = args.new.make(&args.target, &options, args.consent, open)?;
     let bar = Bar::new(output, "exporting")?;
     let mut how = ExportOptions::new()
         .threads(args.threads.count())
@@ -102,8 +103,8 @@ pub(crate) fn run(
             target.close()?;
             Ok(done)
         })
-        .inspect_err(|_| discard(&args.target))
         .map_err(|failure| failure.about(&args.target))?;
+    fresh::keep(files)?;
     bar.end();
     let moved = Moved::new(name(&args.target), "export", &done);
     answer.give(&moved, || {

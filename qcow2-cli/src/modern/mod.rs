@@ -18,6 +18,7 @@ mod create;
 mod explain;
 mod export;
 mod failure;
+mod fresh;
 mod generate;
 mod info;
 mod map;

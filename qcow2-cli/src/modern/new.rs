@@ -1,6 +1,5 @@
 //! Images that are made: what can be chosen about them, and making them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,10 +8,11 @@ use qcow2_check::chain::Resolver;
 use qcow2_image::create::{CreateOptions, Preallocation, write_image};
 use qcow2_image::{Image, ImageOptions, References};
 use qcow2_io::cipher::Secret;
-use qcow2_io::{File, FileOptions, Null, Storage, ZeroFlags};
+use qcow2_io::{File, Null, Storage, ZeroFlags};
 
 use super::args::{BackingArgs, ConsentArgs, NewPassphraseArgs, OpenArgs, bytes};
 use super::failure::Failure;
+use super::fresh::Fresh;
 
 /// Bytes that are written at a time to lay out a raw disk.
 const PIECE: usize = 1 << 20;
@@ -235,32 +235,34 @@ impl NewArgs {
         Some(folder.join(name))
     }
 
-    /// Makes a new image, and opens it for writing: its backing file as `backing` says.
+    /// Makes a new image, and opens it for writing: its backing file as `open` says. The files are in their places once the caller
+    /// keeps them.
     pub(crate) fn make(
         &self,
         path: &Path,
         options: &CreateOptions,
         consent: ConsentArgs,
         open: ImageOptions,
-    ) -> Result<Image, Failure> {
+    ) -> Result<(Image, Vec<Fresh>), Failure> {
         consent.ask_to_replace(path)?;
         let data_path = Self::data_path(path, options);
         if let Some(data) = &data_path {
             consent.ask_to_replace(data)?;
         }
-        let about = |failure: Failure| failure.about(path);
+        // The data first: an image without it is none.
+        let mut files = Vec::new();
         let data = match &data_path {
-            Some(data) => Some(Arc::new(
-                new_file(data).map_err(|failure| failure.about(data))?,
-            )),
+            Some(data) => {
+                let (fresh, file) = Fresh::begin(data)?;
+                files.push(fresh);
+                Some(Arc::new(file))
+            }
             None => None,
         };
-        let file = new_file(path).map_err(about)?;
+        let (fresh, file) = Fresh::begin(path)?;
+        files.push(fresh);
         let storage = data.as_deref().map(|file| file as &dyn Storage);
-        write_image(&file, storage, options).map_err(|error| {
-            discard(path);
-            Failure::from(error).about(path)
-        })?;
+        write_image(&file, storage, options).map_err(|error| Failure::from(error).about(path))?;
         let mut open = open.path(path);
         if let Some(data) = data {
             open = open.data_file(data);
@@ -268,8 +270,10 @@ impl NewArgs {
         if let Some(secret) = self.passphrase.read()? {
             open = open.secret(secret);
         }
-        open.open_file(file)
-            .map_err(|error| Failure::from(error).about(path))
+        let image = open
+            .open_file(file)
+            .map_err(|error| Failure::from(error).about(path))?;
+        Ok((image, files))
     }
 }
 
@@ -312,38 +316,22 @@ pub(crate) fn backing_policy(
     })
 }
 
-/// A new file, or an old one without what was in it.
-pub(crate) fn new_file(path: &Path) -> Result<File, Failure> {
-    let file = FileOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path);
-    file.map_err(|error| Failure::opening(&error))
-}
-
-/// Takes half a file away again; a device is not ours to take.
-pub(crate) fn discard(path: &Path) {
-    if path.is_file() {
-        _ = fs::remove_file(path);
-    }
-}
-
-/// Makes a raw disk.
+/// Makes a raw disk; in its place it is once the caller keeps it.
 pub(crate) fn make_raw(
     path: &Path,
     size: u64,
     preallocation: Preallocation,
     consent: ConsentArgs,
-) -> Result<File, Failure> {
+) -> Result<(File, Fresh), Failure> {
     consent.ask_to_replace(path)?;
-    let made = new_file(path).and_then(|file| {
-        let size = size.next_multiple_of(512);
-        file.set_len(size)?;
-        lay_out(&file, 0, size, preallocation)?;
-        Ok(file)
-    });
-    made.map_err(|failure| failure.about(path))
+    let (fresh, file) = Fresh::begin(path)?;
+    let size = size.next_multiple_of(512);
+    let made = file
+        .set_len(size)
+        .map_err(Failure::from)
+        .and_then(|()| lay_out(&file, 0, size, preallocation));
+    made.map_err(|failure| failure.about(path))?;
+    Ok((file, fresh))
 }
 
 /// Lays out a part of a raw disk that reads as zeros.

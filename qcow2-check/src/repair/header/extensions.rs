@@ -1,6 +1,7 @@
 //! Header extensions and the backing file's name, read with patience.
 
 use qcow2_format::bitmap::BitmapDirectory;
+use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::header::extension::{
     BACKING_FORMAT, BITMAPS, CRYPTO, DATA_FILE_NAME, FEATURE_NAMES, MAX_BACKING_FORMAT_LEN,
 };
@@ -8,7 +9,7 @@ use qcow2_format::header::{
     BitmapsExtension, CompressionType, CryptoExtension, Extension, FeatureName, Header,
 };
 use qcow2_format::l2::L2Table;
-use qcow2_format::{ClusterKind, HostOffset, L1Entry};
+use qcow2_format::{ClusterKind, EntryRules, HostOffset, L1Entry};
 use qcow2_io::Storage;
 
 use super::super::PlanError;
@@ -157,7 +158,8 @@ pub(super) fn compression(
 ) -> Result<CompressionType, PlanError> {
     let geometry = header.geometry;
     let rules = header.entry_rules();
-    let mut l1 = vec![0; usize::try_from(u64::from(header.l1_entries) * 8).unwrap_or(0)];
+    let l1_bytes = (u64::from(header.l1_entries) * 8).min(MAX_L1_BYTES);
+    let mut l1 = vec![0; usize::try_from(l1_bytes).unwrap_or(0)];
     planner
         .overlay
         .read_at(&mut l1, header.l1_table_offset.get())?;
@@ -168,18 +170,31 @@ pub(super) fn compression(
         if offset.get() == 0 || !inside || !geometry.is_cluster_aligned(offset) {
             continue;
         }
-        planner.overlay.read_at(&mut table, offset.get())?;
-        for entry in L2Table::new(&table, geometry).iter() {
-            if let ClusterKind::Compressed(extent) = entry.kind(rules) {
-                let mut magic = [0; 4];
-                planner.overlay.read_at(&mut magic, extent.offset.get())?;
-                return Ok(if magic == ZSTD {
-                    CompressionType::Zstd
-                } else {
-                    CompressionType::Zlib
-                });
-            }
+        if let Some(found) = compression_in(planner, rules, offset.get(), &mut table)? {
+            return Ok(found);
         }
     }
     Ok(CompressionType::Zlib)
+}
+
+/// By which codec the first compressed cluster of an L2 table is compressed. `room` has the size of a cluster.
+pub(in super::super) fn compression_in(
+    planner: &Planner<'_, '_>,
+    rules: EntryRules,
+    table: u64,
+    room: &mut [u8],
+) -> Result<Option<CompressionType>, PlanError> {
+    planner.overlay.read_at(room, table)?;
+    for entry in L2Table::new(room, rules.geometry).iter() {
+        if let ClusterKind::Compressed(extent) = entry.kind(rules) {
+            let mut magic = [0; 4];
+            planner.overlay.read_at(&mut magic, extent.offset.get())?;
+            return Ok(Some(if magic == ZSTD {
+                CompressionType::Zstd
+            } else {
+                CompressionType::Zlib
+            }));
+        }
+    }
+    Ok(None)
 }

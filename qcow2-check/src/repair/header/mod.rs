@@ -20,6 +20,7 @@ use super::action::{Action, ActionKind, Effect};
 use super::plan::Planner;
 use crate::{Code, Finding, Place, Structure};
 
+pub(super) use extensions::compression_in;
 use extensions::{backing_name, compression, extensions};
 use external::mend_external;
 use fields::{Patch, patch};

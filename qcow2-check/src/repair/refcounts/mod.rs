@@ -113,8 +113,7 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         keep,
     };
     let raised = pass.run(raise, Direction::Raise, &run)?;
-    // A refcount that is above 1 from now on has flags against it that were right before.
-    let wrong = if suspect || raised.clusters > 0 {
+    let wrong = if suspect {
         mend_flags(&overlay, flags, image, &map, &scan)
     } else {
         0

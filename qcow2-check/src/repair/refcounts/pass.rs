@@ -66,7 +66,7 @@ impl Pass<'_, '_> {
 /// What a pass has changed.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
-    pub(super) clusters: u64,
+    clusters: u64,
     /// Host range of the clusters.
     first: Option<u64>,
     last: u64,

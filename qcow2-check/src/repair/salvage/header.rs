@@ -24,8 +24,6 @@ use crate::{Place, Structure};
 /// Bytes read at once when pairs of entries are counted.
 const READ_BYTES: usize = 1 << 20;
 const COPIED: u64 = 1 << 63;
-/// Magic bytes of a Zstandard frame.
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Makes a header, if the one there is says nothing to go by.
 pub(in super::super) fn find(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
@@ -308,18 +306,8 @@ fn compression(
 ) -> Result<CompressionType, PlanError> {
     let mut bytes = vec![0; rules.geometry.cluster_len()];
     for table in tables {
-        planner.overlay.read_at(&mut bytes, *table)?;
-        let entries = qcow2_format::l2::L2Table::new(&bytes, rules.geometry);
-        for entry in entries.iter() {
-            if let qcow2_format::ClusterKind::Compressed(extent) = entry.kind(rules) {
-                let mut magic = [0; 4];
-                planner.overlay.read_at(&mut magic, extent.offset.get())?;
-                return Ok(if magic == ZSTD {
-                    CompressionType::Zstd
-                } else {
-                    CompressionType::Zlib
-                });
-            }
+        if let Some(found) = header::compression_in(planner, rules, *table, &mut bytes)? {
+            return Ok(found);
         }
     }
     Ok(CompressionType::Zlib)

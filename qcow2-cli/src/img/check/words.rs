@@ -105,9 +105,11 @@ pub(super) fn flags_turned(file: &dyn Storage, plan: &Plan<'_>, known: &[&Findin
             .then_some((old, refcount(after, old & OFFSET)))
     };
     let is_written = |start: u64, len: u64| {
+        // They are ascending and apart.
+        let first = writes.partition_point(|range| range.end <= start);
         writes
-            .iter()
-            .any(|range| range.start < start.saturating_add(len) && start < range.end)
+            .get(first)
+            .is_some_and(|range| range.start < start.saturating_add(len))
     };
     let l1 = word(file, 40);
     let entries = u64::from(half_word(file, 36)).min(MAX_L1_ENTRIES);

@@ -176,3 +176,66 @@ fn the_quiet_hear_what_they_asked_for_and_what_is_wrong() {
     assert_ne!(bench.ok(&["info", "-q", "disk.qcow2"]), "");
     assert!(bench.fails(1, &["info", "-q", "gone"]).contains("gone"));
 }
+
+#[test]
+fn what_was_to_be_replaced_is_there_when_the_work_fails() {
+    let bench = Bench::with_disk();
+    bench.ok(&["create", "old.qcow2", "1M"]);
+    let old = fs::read(bench.path("old.qcow2")).unwrap();
+    let mut names = listing(&bench);
+    // An L2 table that starts within a cluster.
+    let mut image = fs::read(bench.path("disk.qcow2")).unwrap();
+    let l1 = usize::try_from(u64::from_be_bytes(image[40..48].try_into().unwrap())).unwrap();
+    image[l1 + 6] = 2;
+    fs::write(bench.path("broken.qcow2"), image).unwrap();
+    names.push("broken.qcow2".to_owned());
+    names.sort();
+    for words in [
+        ["convert", "broken.qcow2", "old.qcow2", "--yes"],
+        ["compact", "broken.qcow2", "--into=old.qcow2", "--yes"],
+        ["convert", "broken.qcow2", "old.qcow2", "-yOraw"],
+        ["convert", "broken.qcow2", "new.qcow2", "--yes"],
+    ] {
+        let answer = bench.run(&words);
+        assert_eq!(answer.code, 1, "{words:?}: {answer:?}");
+        assert!(
+            fs::read(bench.path("old.qcow2")).unwrap() == old,
+            "{words:?}"
+        );
+        assert_eq!(listing(&bench), names, "{words:?}");
+    }
+    bench.ok(&["convert", "disk.qcow2", "old.qcow2", "--yes"]);
+    bench.ok(&["compare", "disk.qcow2", "old.qcow2"]);
+    assert_eq!(listing(&bench), names);
+}
+
+#[test]
+fn a_replaced_file_keeps_its_mode_and_a_link_to_it_stays() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    let bench = Bench::with_disk();
+    bench.ok(&["create", "old.qcow2", "1M"]);
+    let old = bench.path("old.qcow2");
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o640)).unwrap();
+    symlink("old.qcow2", bench.path("link.qcow2")).unwrap();
+    bench.ok(&["convert", "disk.qcow2", "link.qcow2", "--yes"]);
+    assert!(
+        fs::symlink_metadata(bench.path("link.qcow2"))
+            .unwrap()
+            .is_symlink()
+    );
+    assert_eq!(
+        fs::metadata(&old).unwrap().permissions().mode() & 0o7777,
+        0o640
+    );
+    bench.ok(&["compare", "disk.qcow2", "old.qcow2"]);
+}
+
+fn listing(bench: &Bench) -> Vec<String> {
+    let all = fs::read_dir(bench.folder()).unwrap();
+    let mut names: Vec<String> = all
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}

@@ -20,6 +20,7 @@ pub mod repair;
 mod report;
 mod run;
 mod salvage;
+mod switches;
 mod text;
 
 use std::io::{self, Write as _};
@@ -35,6 +36,7 @@ pub use owner::parse_offset;
 pub use progress::Interrupt;
 pub(crate) use progress::Progress;
 pub use run::{Settings, run};
+pub use switches::Switches;
 pub use text::{Look, Typed, shown};
 pub(crate) use text::{clean, plural};
 

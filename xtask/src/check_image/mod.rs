@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use qcow2_cli::audit::repair::{self, LevelName, OrphansName};
 use qcow2_cli::audit::{
-    self, Choice, Form, Inputs, Interrupt, Look, Settings, Typed, print, shown,
+    self, Form, Inputs, Interrupt, Look, Settings, Switches, Typed, print, shown,
 };
 
 /// More threads than this help nobody.
@@ -43,13 +43,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
 
-    /// Show every finding, not just a screenful
-    #[arg(long)]
-    all: bool,
-
-    /// Keep and show at most N findings of each kind
-    #[arg(long, value_name = "N", conflicts_with = "all")]
-    max_findings: Option<usize>,
+    #[command(flatten)]
+    switches: Switches,
 
     /// Threads to check with; 0 means one for each core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=THREADS_MAX))]
@@ -58,31 +53,6 @@ pub(crate) struct Args {
     /// Show no progress, and no word about sound images
     #[arg(short, long)]
     quiet: bool,
-
-    /// Exit with 2 if there is any hazard
-    #[arg(long)]
-    deny_hazards: bool,
-
-    /// Decode every compressed cluster, too, and name those that can't be read; takes as long as reading the whole disk
-    #[arg(long)]
-    deep: bool,
-
-    /// Audit the backing files, too, as far as --references lets them be opened
-    #[arg(long)]
-    chain: bool,
-
-    /// What --chain may open: deny, same-directory (of the first image, and below; the default), allow:PATH (a file or folder,
-    /// may be repeated) or all
-    #[arg(long, value_name = "POLICY", requires = "chain", value_parser = audit::parse_references)]
-    references: Vec<Choice>,
-
-    /// Check beside a running writer: read again until the findings are stable, and leave out those that are not
-    #[arg(long)]
-    online: bool,
-
-    /// Tell who owns the cluster at this offset of the image file: decimal or 0x…, perhaps with k, M, G or T
-    #[arg(long, value_name = "HOST_OFFSET", value_parser = audit::parse_offset, conflicts_with_all = ["chain", "deny_hazards", "all", "max_findings", "deep"])]
-    owner: Option<u64>,
 
     /// Repair the image: show the plan, ask, save what will be overwritten to an undo file, and do it
     #[arg(long, value_name = "LEVEL", value_enum, conflicts_with_all = ["chain", "online", "owner", "deny_hazards", "deep"])]
@@ -165,7 +135,7 @@ fn respond(args: &Args) -> Result<u8> {
     if args.format == Format::Markdown {
         bail!("only `--explain list` has the format markdown");
     }
-    if let Some(offset) = args.owner {
+    if let Some(offset) = args.switches.owner {
         return tell_owner(args, offset, look);
     }
     if let Some(level) = args.repair {
@@ -190,16 +160,16 @@ fn respond(args: &Args) -> Result<u8> {
 fn settings(args: &Args, look: Look) -> Result<Settings> {
     Ok(Settings {
         json: args.format == Format::Json,
-        all: args.all,
-        max_findings: args.max_findings,
+        all: args.switches.all,
+        max_findings: args.switches.max_findings,
         threads: threads(args),
         quiet: args.quiet,
         progress: !args.quiet,
-        deny_hazards: args.deny_hazards,
-        deep: args.deep,
-        chain: args.chain,
-        references: audit::references(&args.references)?,
-        online: args.online,
+        deny_hazards: args.switches.deny_hazards,
+        deep: args.switches.deep,
+        chain: args.switches.chain,
+        references: args.switches.references()?,
+        online: args.switches.online,
         // The images for show are to be looked at.
         full: args.images.is_empty(),
         look,
@@ -224,7 +194,7 @@ fn repaired(args: &Args, level: LevelName, look: Look) -> Result<u8> {
         yes: args.yes,
         undo_file: args.undo_file.as_deref(),
         json: args.format == Format::Json,
-        all: args.all,
+        all: args.switches.all,
         quiet: args.quiet,
         progress: !args.quiet,
         threads: threads(args),
@@ -260,7 +230,7 @@ fn tell_owner(args: &Args, offset: u64, look: Look) -> Result<u8> {
     print(&audit::owner_of(
         path,
         offset,
-        args.online,
+        args.switches.online,
         threads(args),
         form,
         look,

@@ -1,12 +1,15 @@
-use std::sync::Mutex;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use qcow2_image::Monitor;
 use qcow2_image::copy::{Checkpoint, CopyError, CopyOptions, Target, copy};
 use qcow2_image::create::CreateOptions;
 use qcow2_io::codec::{Codec, Level};
-use qcow2_io::{Fault, Faulty, Memory, Operation, Storage};
-use std::sync::Arc;
+use qcow2_io::{Fault, Faulty, Memory, Operation, Result, Storage, ZeroFlags};
 
 use crate::rig::{assert_reads, assert_sound, content, create, memory, open, options};
 
@@ -93,6 +96,36 @@ fn a_copy_is_taken_up_wherever_it_was_cut() {
     }
 }
 
+/// A disk that takes its time, as disks do: with memory alone, one thread that the system lets wait for a moment holds a piece
+/// while the others copy all the rest, and there is nothing to make checkpoints of.
+#[derive(Debug)]
+struct Slow(Memory);
+
+impl Storage for Slow {
+    fn len(&self) -> Result<u64> {
+        self.0.len()
+    }
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        thread::sleep(Duration::from_millis(2));
+        self.0.read_vectored_at(bufs, offset)
+    }
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+        self.0.write_vectored_at(bufs, offset)
+    }
+    fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        self.0.write_zeroes(range, flags)
+    }
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.0.discard(range)
+    }
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.0.set_len(len)
+    }
+}
+
 #[test]
 fn what_a_checkpoint_covers_has_been_flushed() {
     /// Whether the target was flushed since it was last written below a place.
@@ -106,7 +139,7 @@ fn what_a_checkpoint_covers_has_been_flushed() {
         }
     }
     let bytes: Vec<u8> = content(LEN, 62).iter().map(|byte| byte | 1).collect();
-    let source = Memory::from(bytes);
+    let source = Slow(Memory::from(bytes));
     for threads in [1, 4] {
         let target = Faulty::new(Memory::new());
         let watch = Watch::default();

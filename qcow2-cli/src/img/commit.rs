@@ -1,5 +1,6 @@
 //! `commit`: what an overlay holds goes down into a layer below.
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use qcow2_image::chain::ChainError;
@@ -147,6 +148,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     image.commit(&options).map_err(|error| {
         Failure::new(match &error {
             ChainError::Image(error) => system::describe(error),
+            ChainError::Read { source, .. } => job_failed(source),
+            ChainError::Write { source, .. } => job_failed(&**source),
             error => error.to_string(),
         })
     })?;
@@ -161,6 +164,10 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
+fn job_failed(cause: &(dyn Error + 'static)) -> String {
+    format!("Block job failed: {}", system::describe(cause))
+}
+
 /// How deep the base lies.
 fn depth_of(node: &Node, base: Option<&str>, name: &str) -> Result<usize, Failure> {
     let mut layer = node.child("backing");
@@ -170,11 +177,15 @@ fn depth_of(node: &Node, base: Option<&str>, name: &str) -> Result<usize, Failur
             None => Err(Failure::new("Image does not have a backing file")),
         };
     };
+    let mut above = node;
     for depth in 1.. {
         let Some(node) = layer else { break };
-        if node.filename == base || same_file(&node.filename, base) {
+        // A name of a layer is meant as the image above it has it: from that one's directory.
+        let meant = node::resolve(above.path(), base);
+        if node.filename == meant || same_file(&node.filename, &meant) {
             return Ok(depth);
         }
+        above = node;
         layer = node.child("backing");
     }
     Err(Failure::new(format_args!(

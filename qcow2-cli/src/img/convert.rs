@@ -7,7 +7,7 @@ mod weight;
 use std::process::ExitCode;
 
 use qcow2_format::header::Version;
-use qcow2_image::copy::{CopyError, CopyOptions, Target, copy, copy_bitmaps};
+use qcow2_image::copy::{CopyError, CopyOptions, CopyReport, Lost, Target, copy, copy_bitmaps};
 use qcow2_image::{BitmapState, ImageError, Monitor};
 use qcow2_io::Storage;
 
@@ -173,17 +173,40 @@ fn copy_data(
         None => Target::Storage(&*storage),
     };
     let report = copy(source, place, &options).map_err(|error| failed(&error))?;
-    for range in report.lost.ranges() {
-        if !plan.quiet {
-            complain!(
-                console,
-                "qemu-img: warning: error while reading offset {}: Input/output error",
-                range.start
-            );
-        }
+    if !plan.quiet {
+        warn_of_losses(&report, console);
     }
     progress.end();
     Ok(())
+}
+
+/// Says which sectors failed: when the disk was looked through, and then as it was copied.
+fn warn_of_losses(report: &CopyReport, console: &Console) {
+    let sectors = |lost: &Lost| -> Vec<u64> {
+        let ranges = lost.ranges().iter().cloned();
+        ranges.flat_map(|range| range.step_by(512)).collect()
+    };
+    let warn = |what: &str, offset: u64| {
+        complain!(
+            console,
+            "qemu-img: warning: error while reading {what}{offset}: Input/output error"
+        );
+    };
+    const STATUS: &str = "block status at offset ";
+    const DATA: &str = "offset ";
+    let unmapped = sectors(&report.unmapped);
+    for offset in &unmapped {
+        warn(STATUS, *offset);
+    }
+    let unmapped = unmapped.into_iter().map(|offset| (offset, 0, STATUS));
+    let lost = sectors(&report.lost).into_iter();
+    let mut both: Vec<_> = unmapped
+        .chain(lost.map(|offset| (offset, 1, DATA)))
+        .collect();
+    both.sort_unstable();
+    for (offset, _, what) in both {
+        warn(what, offset);
+    }
 }
 
 /// A copy that failed, with the place.

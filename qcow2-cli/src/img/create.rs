@@ -150,6 +150,11 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 .map_err(|_| in_file(format!("{what} for file format '{}'", format.name())))?;
         }
     }
+    if new.get("backing_file") == Some("") {
+        return Err(in_file(
+            "Expected backing file name, got empty string".to_owned(),
+        ));
+    }
     let order = Order {
         name,
         creation: new,
@@ -163,7 +168,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
 }
 
 /// The size behind the file's name.
-fn size_operand(text: &str) -> Result<u64, Failure> {
+pub(super) fn size_operand(text: &str) -> Result<u64, Failure> {
     let range =
         || Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.");
     match size::parse(text) {
@@ -320,9 +325,21 @@ fn make_raw(name: &str, creation: &Creation, size: u64) -> Result<(), String> {
     match preallocation {
         Preallocation::Full => fill(&*file, 0..size),
         Preallocation::Falloc if size > 0 => file.write_zeroes(0..size, ZeroFlags::NONE),
-        _ => Ok(()),
+        _ => write_first_block(&*file, size),
     }
     .map_err(|error| failed("Could not write zeros for preallocation", error))
+}
+
+/// Writes zeros to the start of a raw file that had no bytes: who wants to know how buffers have to be aligned for it reads
+/// there, and of holes some file systems read anything into any buffer.
+pub(super) fn write_first_block(file: &dyn Storage, len: u64) -> qcow2_io::Result<()> {
+    let len = match len {
+        0..512 => 0,
+        512..4096 => 512,
+        _ => 4096,
+    };
+    let zeros = [0; 4096];
+    file.write_at(zeros.get(..len).unwrap_or_default(), 0)
 }
 
 /// Writes zeros to a range of a file.

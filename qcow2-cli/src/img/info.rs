@@ -1,5 +1,6 @@
 //! `info`: what is known of an image without reading its data.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -105,15 +106,14 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let access = Access {
         locked: true,
         force_share,
-        no_backing: !chain,
+        no_backing: true,
         ..Access::read()
     };
-    let node = common.open(name, format.as_deref(), &access)?;
-    let mut layers = vec![&node];
-    while chain && let Some(below) = layers.last().and_then(|node| node.child("backing")) {
-        layers.push(below);
+    let mut layers = vec![common.open(name, format.as_deref(), &access)?];
+    if chain {
+        layers_below(&mut layers, common, name, &access)?;
     }
-    let facts: Vec<_> = layers.iter().map(|node| Facts::of(node)).collect();
+    let facts: Vec<_> = layers.iter().map(Facts::of).collect();
     match output {
         Output::Json => {
             let mut answers: Vec<_> = facts.iter().map(Facts::to_value).collect();
@@ -130,6 +130,47 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens what lies below the first layer, each by the name that the one above has for it, so that each can be told of by itself.
+fn layers_below(
+    layers: &mut Vec<Node>,
+    mut common: Common,
+    first: &str,
+    access: &Access,
+) -> Result<(), Failure> {
+    common.image_opts = false;
+    let mut seen = HashSet::from([first.to_owned()]);
+    while let Some(node) = layers.last()
+        && let Some(image) = node.image()
+        && let Some((name, format)) = backing_of(image, node)
+    {
+        if !seen.insert(name.clone()) {
+            return Err(Failure::new(format_args!(
+                "Backing file '{name}' creates an infinite loop."
+            )));
+        }
+        layers.push(common.open(&name, format.as_deref(), access)?);
+    }
+    Ok(())
+}
+
+/// Where the name of the backing file leads, and the format that it is said to have.
+fn backing_of(image: &Image, node: &Node) -> Option<(String, Option<String>)> {
+    let header = image.header();
+    let name = header.backing_name.as_deref()?;
+    let name = full_name(&String::from_utf8_lossy(name), node)?;
+    let format = header.backing_format();
+    Some((
+        name,
+        format.map(|format| String::from_utf8_lossy(format).into_owned()),
+    ))
+}
+
+/// The full name of a file that the image in `node` names; `None` if nothing tells from which directory it is meant.
+fn full_name(name: &str, node: &Node) -> Option<String> {
+    (name.starts_with('/') || !node.path().starts_with("json:"))
+        .then(|| node::resolve(node.path(), name))
 }
 
 /// What is known of a node.
@@ -262,10 +303,7 @@ impl ImageFacts {
         let header = image.header();
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let backing = header.backing_name.as_deref().map(lossy);
-        let full_backing = backing
-            .as_deref()
-            .filter(|name| name.starts_with('/') || !node.path().starts_with("json:"))
-            .map(|name| node::resolve(node.path(), name));
+        let full_backing = backing.as_deref().and_then(|name| full_name(name, node));
         Self {
             cluster_size: header.geometry.cluster_size(),
             encrypted: header.crypt_method != CryptMethod::None,

@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 
 use qcow2_image::create::CreateError;
-use qcow2_image::measure::{BitmapSize, MeasureError, MeasureOptions, measure, measure_raw};
+use qcow2_image::measure::{BitmapSize, MeasureError, MeasureOptions, estimate, measure_raw};
 use qcow2_image::{BitmapState, SnapshotKey};
 use qcow2_io::Storage;
 
 use super::args::{self, Common, Failure, Output};
+use super::create::size_operand;
 use super::creation::{self, Creation, Format, refused};
 use crate::node::Access;
 use crate::words::dict::Value;
 use crate::words::getopt::{Long, Spec};
-use crate::words::{keyval, size, system};
+use crate::words::{keyval, system};
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
@@ -103,7 +104,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             'l' => snapshot = Some(snapshot_key(&value)?),
             'O' => target = value,
             'o' => lists.push(args::option_list(value)?),
-            's' => virtual_size = Some(disk_size(&value)?),
+            's' => virtual_size = Some(size_operand(&value)?),
             'U' => force_share = true,
             '\u{1}' => output = Output::from_name("measure", &value)?,
             '\u{2}' => common.objects.add(&value).map_err(Failure::new)?,
@@ -125,14 +126,14 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             "--size N cannot be used together with a filename.",
         ));
     }
+    if name.is_none() && (common.image_opts || format.is_some() || snapshot.is_some()) {
+        return Err(Failure::new(
+            "--image-opts, -f, and -l require a filename argument.",
+        ));
+    }
     if virtual_size.is_none() && name.is_none() {
         return Err(Failure::new(
             "Either --size N or one filename must be specified.",
-        ));
-    }
-    if name.is_none() && (common.image_opts || format.is_some() || snapshot.is_some()) {
-        return Err(Failure::new(
-            "--image-opts, -f, and -l can only be used with a filename argument.",
         ));
     }
     let target = Format::from_name(&target).map_err(Failure::new)?;
@@ -164,6 +165,12 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             .map(|source| measure_raw(&**source).map_or(len, |found| found.required));
         (required.unwrap_or(len), len.next_multiple_of(512), None)
     } else {
+        // Nothing will be made, so it doesn't matter what a backing file is.
+        if creation.get("backing_file").is_some() && creation.get("backing_fmt").is_none() {
+            creation
+                .set("backing_fmt", "raw")
+                .map_err(|refusal| refused("", refusal).without_name())?;
+        }
         let mut options = creation.to_options(&common.objects).map_err(Failure::new)?;
         if options.chosen_size().is_none() || source.is_none() {
             let size = options.chosen_size().unwrap_or(len).max(len);
@@ -185,7 +192,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         if let Some(source) = &source {
             wanted = wanted.source(&**source);
         }
-        let found = measure(&options, &wanted).map_err(|error| {
+        let found = estimate(&options, &wanted).map_err(|error| {
             Failure::new(match &error {
                 MeasureError::Create(CreateError::SizeTooLarge { .. }) => {
                     "The image size is too large (try using a larger cluster size)".to_owned()
@@ -194,15 +201,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 error => error.to_string(),
             })
         })?;
-        let bitmaps = node
-            .as_ref()
-            .and_then(|node| node.image())
-            .map(|_| found.by_qemu.bitmaps.unwrap_or(0));
-        (
-            found.by_qemu.required,
-            found.by_qemu.fully_allocated,
-            bitmaps,
-        )
+        let image = node.as_ref().and_then(|node| node.image());
+        let bitmaps = found.bitmaps.filter(|_| image.is_some());
+        (found.required, found.fully_allocated, bitmaps)
     };
     match output {
         Output::Human => {
@@ -226,18 +227,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn disk_size(text: &str) -> Result<u64, Failure> {
-    let size = size::parse(text)
-        .ok()
-        .filter(|size| i64::try_from(*size).is_ok());
-    size.ok_or_else(|| match size::parse(text) {
-        Ok(_) | Err(size::SizeError::Range) => {
-            Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.")
-        }
-        Err(_) => Failure::new(format_args!("Invalid image size specified: '{text}'.")),
-    })
 }
 
 /// Which snapshot `-l` names: `snapshot.id=ID`, `snapshot.name=NAME`, or an id or name.

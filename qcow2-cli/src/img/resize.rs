@@ -194,6 +194,9 @@ fn change(node: &Node, total: u64, preallocation: Preallocation) -> Result<(), F
     }
     storage.set_len(total).map_err(failed)?;
     match preallocation {
+        Preallocation::Off if old == 0 => {
+            super::create::write_first_block(&*storage, total).map_err(failed)
+        }
         Preallocation::Off => Ok(()),
         Preallocation::Full => super::create::fill(&*storage, old..total).map_err(failed),
         _ => storage

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use qcow2_format::Header;
 use qcow2_format::header::CryptMethod;
-use qcow2_image::{CacheOptions, Image, ImageOptions, OverlapChecks, PassDiscard, Template};
+use qcow2_image::{
+    CacheOptions, Image, ImageError, ImageOptions, OverlapChecks, PassDiscard, Template,
+};
 
 use super::open::Opener;
 use super::{Access, Content, Node, NodeOptions, OpenError, corruption, name};
@@ -45,6 +47,11 @@ pub(super) fn open(
         children.push(("data-file", data));
     }
     let below = if no_backing || access.no_backing {
+        if let Some(key) = backing.first_key() {
+            return Err(OpenError::new(format!(
+                "Block format 'qcow2' does not support the option 'backing.{key}'"
+            )));
+        }
         None
     } else {
         open_backing(opener, backing, &header, &file, access, layer)?
@@ -58,7 +65,7 @@ pub(super) fn open(
     };
     let image: Image = image
         .open(file.storage())
-        .map_err(|error| OpenError::of_image(&error))?;
+        .map_err(|error| refusal(&error, &header))?;
     let image = Arc::new(image);
     if let Some(debug) = &file.debug {
         debug.holds(&image);
@@ -142,6 +149,26 @@ fn run_time_options(options: &mut NodeOptions) -> Result<ImageOptions, OpenError
         image = image.discard_no_unref(on);
     }
     Ok(image.overlap_checks(overlap_checks(options)?))
+}
+
+/// Why an image is not opened.
+fn refusal(error: &ImageError, header: &Header) -> OpenError {
+    let ImageError::Option { option, .. } = error else {
+        return OpenError::of_image(error);
+    };
+    match *option {
+        "cache-size" => OpenError::new(
+            "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+        ),
+        "l2-cache-size" | "refcount-cache-size" => {
+            OpenError::new(format!("{option} may not exceed cache-size"))
+        }
+        "l2-cache-entry-size" => OpenError::new(format!(
+            "L2 cache entry size must be a power of two between 512 and the cluster size ({})",
+            header.geometry.cluster_size()
+        )),
+        _ => OpenError::of_image(error),
+    }
 }
 
 fn overlap_checks(options: &mut NodeOptions) -> Result<OverlapChecks, OpenError> {

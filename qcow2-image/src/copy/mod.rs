@@ -76,6 +76,8 @@ pub struct CopyReport {
     pub compressed_clusters: u64,
     /// What could not be read, and is zeros in the target: only if that was [asked for](CopyOptions::salvage).
     pub lost: Lost,
+    /// Where the source could not tell whether it has data, and was read for it: only then, too.
+    pub unmapped: Lost,
 }
 
 /// Makes the target read as the source does.
@@ -114,6 +116,7 @@ pub fn copy<'a>(
     match copied {
         Ok(mut report) => {
             report.lost.moved(start);
+            report.unmapped.moved(start);
             Ok(report)
         }
         Err(CopyError::Source {

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use qcow2_io::Storage;
+use qcow2_io::{Extent, Storage};
 
 use super::CopyError;
+use super::salvage::{Lost, SECTOR};
 
 /// Extents that the source is asked for at a time.
 const BATCH: usize = 256;
@@ -69,6 +70,9 @@ pub(super) struct Plan<'a> {
     /// Where the source has data, from `at` on and as far as it was asked.
     known: VecDeque<Known>,
     asked_until: u64,
+    unmapped: Lost,
+    /// How much is taken for data next if the source fails; bytes.
+    blind: u64,
 }
 
 impl<'a> Plan<'a> {
@@ -82,6 +86,8 @@ impl<'a> Plan<'a> {
             tickets: 0,
             known: VecDeque::new(),
             asked_until: division.start,
+            unmapped: Lost::default(),
+            blind: SECTOR,
         }
     }
 
@@ -135,15 +141,13 @@ impl<'a> Plan<'a> {
         let (from, to) = (self.asked_until, self.len);
         let found = match self.source.extents(from..to, BATCH) {
             Ok(found) => found,
-            Err(_) if self.division.salvages => {
-                let chunk = self.division.chunk;
-                let end = to.min((from / chunk + 1).saturating_mul(chunk));
-                self.note(from..end, false);
-                self.asked_until = end;
-                return Ok(());
-            }
+            Err(_) if self.division.salvages => match self.ask_less(from) {
+                Some(found) => found,
+                None => return Ok(()),
+            },
             Err(error) => return Err(CopyError::source_at(from, to - from, error)),
         };
+        self.blind = SECTOR;
         for extent in &found {
             let end = extent.end().min(to);
             if end > self.asked_until {
@@ -163,6 +167,38 @@ impl<'a> Plan<'a> {
             self.asked_until = to;
         }
         Ok(())
+    }
+
+    /// Learns what it can of a source that fails somewhere: of ever shorter pieces, and takes the first sector for data that can't
+    /// be asked about. Where one after the other can't, they are taken by twice as many each time, for there may be billions.
+    fn ask_less(&mut self, from: u64) -> Option<Vec<Extent>> {
+        let chunk = self.division.chunk;
+        let end = self.len.min((from / chunk + 1).saturating_mul(chunk));
+        let mut len = if self.blind == SECTOR {
+            end - from
+        } else {
+            SECTOR.min(end - from)
+        };
+        loop {
+            if let Ok(found) = self.source.extents(from..from + len, BATCH) {
+                return Some(found);
+            }
+            if len <= SECTOR {
+                break;
+            }
+            len = (len / 2).next_multiple_of(SECTOR);
+        }
+        let end = end.min((from / SECTOR * SECTOR).saturating_add(self.blind));
+        self.note(from..end, false);
+        self.unmapped.add(from..end);
+        self.blind = (self.blind * 2).min(chunk.max(SECTOR));
+        self.asked_until = end;
+        None
+    }
+
+    /// Where the source could not tell whether it has data.
+    pub(super) fn unmapped(&self) -> &Lost {
+        &self.unmapped
     }
 
     /// Leaves out as much of a range as is whole units; the rest shows the same bytes, and is copied with its neighbours.

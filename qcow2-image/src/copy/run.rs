@@ -231,6 +231,7 @@ impl<'a> Run<'a> {
         let report = lock(&self.report).clone();
         Ok(CopyReport {
             len_bytes: self.len,
+            unmapped: lock(&self.plan).unmapped().clone(),
             ..report
         })
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use qcow2_io::Storage;
 
 /// The smallest piece that is read on its own; bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 /// Places that are told one by one.
 const TOLD_MAX: usize = 1 << 16;
 

@@ -153,7 +153,13 @@ fn write_l1_table(image: &Target<'_>, layout: &Layout) -> StorageResult<()> {
     }
     if layout.l2_tables() == 0 {
         let range = start..layout.tables_end();
-        image.storage.write_zeroes(range, ZeroFlags::NONE)?;
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        if len <= CHUNK {
+            // A reserved range would be an extent of its own for the file system, which costs it more than such a table.
+            image.storage.write_at(&vec![0; len], start)?;
+        } else {
+            image.storage.write_zeroes(range, ZeroFlags::NONE)?;
+        }
     } else {
         let words = (0..entries).map(|index| L1Entry::new(layout.l2_table(index), true).bits());
         write_words(image.storage, start, words)?;

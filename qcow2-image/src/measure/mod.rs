@@ -189,6 +189,36 @@ pub fn measure(
     create: &CreateOptions,
     options: &MeasureOptions<'_>,
 ) -> Result<Measure, MeasureError> {
+    let (footprint, found) = find(create, options)?;
+    let all = Count::all(footprint.geometry(), footprint.size);
+    let data = found.unwrap_or(Count::none(footprint.geometry()));
+    Ok(Measure {
+        required: footprint.len_with(data.tables(), data.data())?,
+        fully_allocated: footprint.len_with(all.tables(), all.data())?,
+        data_file: footprint.is_external.then_some(footprint.size),
+        by_qemu: Estimate::new(&footprint, found, options.bitmaps),
+    })
+}
+
+/// Tells what `qemu-img measure` says of an image with these options: upper bounds, also of images that could not be filled, for
+/// want of refcounts.
+///
+/// # Errors
+///
+/// Options that contradict each other or the format, and what the source reports.
+pub fn estimate(
+    create: &CreateOptions,
+    options: &MeasureOptions<'_>,
+) -> Result<Estimate, MeasureError> {
+    let (footprint, found) = find(create, options)?;
+    Ok(Estimate::new(&footprint, found, options.bitmaps))
+}
+
+/// What the image would have, and what the source has, if there is one.
+fn find(
+    create: &CreateOptions,
+    options: &MeasureOptions<'_>,
+) -> Result<(Footprint, Option<Count>), MeasureError> {
     let asked = |offset| move |source| MeasureError::Source { offset, source };
     let source_len = match options.source {
         Some(source) => Some(source.len().map_err(asked(0))?),
@@ -203,21 +233,17 @@ pub fn measure(
         return Err(MeasureError::TooSmall { source_len, size });
     }
     let geometry = footprint.geometry();
-    let all = Count::all(geometry, footprint.size);
     let found = match (options.source, source_len) {
-        (Some(_), _) if footprint.has_backing && options.layers.is_none() => all,
-        (Some(source), Some(len)) if options.look && options.layers.is_none() => {
-            look(source, len, geometry, options)?
+        (Some(_), _) if footprint.has_backing && options.layers.is_none() => {
+            Some(Count::all(geometry, footprint.size))
         }
-        (Some(source), Some(len)) => count(source, len, geometry, options.layers)?,
-        _ => Count::none(geometry),
+        (Some(source), Some(len)) if options.look && options.layers.is_none() => {
+            Some(look(source, len, geometry, options)?)
+        }
+        (Some(source), Some(len)) => Some(count(source, len, geometry, options.layers)?),
+        _ => None,
     };
-    Ok(Measure {
-        required: footprint.len_with(found.tables(), found.data())?,
-        fully_allocated: footprint.len_with(all.tables(), all.data())?,
-        data_file: footprint.is_external.then_some(footprint.size),
-        by_qemu: Estimate::new(&footprint, options.source.map(|_| found), options.bitmaps),
-    })
+    Ok((footprint, found))
 }
 
 /// Counts what the source knows to be data, and nothing else.

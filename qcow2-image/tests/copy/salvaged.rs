@@ -106,3 +106,34 @@ fn of_a_damaged_image_all_is_saved_that_its_tables_lead_to() {
     expected[3 << 15..4 << 15].fill(0);
     assert_reads(&target, &expected, "memory");
 }
+
+#[test]
+fn a_source_that_can_not_tell_what_it_has_is_asked_about_all_around() {
+    let bytes: Vec<u8> = content(LEN, 72).iter().map(|byte| byte | 1).collect();
+    let bad = [
+        70_000..70_001_u64,
+        1_000_000..1_000_001,
+        1_500_000..1_503_000,
+    ];
+    let source = Faulty::new(Memory::from(bytes.clone()));
+    for range in &bad {
+        source.add(
+            Fault::on(Operation::Extents)
+                .within(range.clone())
+                .forever(),
+        );
+    }
+    let target = Memory::from(vec![9; LEN]);
+    let copying = CopyOptions::new().threads(3).chunk(262_144).salvage(true);
+    let report = copy(&source, Target::Storage(&target), &copying).unwrap();
+    assert_reads(&target, &bytes, "memory");
+    assert!(report.lost.is_empty());
+    let unmapped = report.unmapped.ranges();
+    let sector = |at: u64| at / 512 * 512..at / 512 * 512 + 512;
+    assert_eq!(unmapped[..2], [sector(70_000), sector(1_000_000)]);
+    // Of many sectors in a row, ever more are taken at a time.
+    let [last] = &unmapped[2..] else {
+        panic!("{unmapped:?}")
+    };
+    assert!(last.start == 1_500_000 / 512 * 512 && (1_503_000..1_510_000).contains(&last.end));
+}

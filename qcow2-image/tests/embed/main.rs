@@ -32,6 +32,8 @@ mod machine;
 mod nested;
 /// The reference program, and what the tests share.
 mod oracle;
+/// Compressed entries that claim too much.
+mod overlong;
 /// Compressed clusters that are written here.
 mod packed;
 /// Internal snapshots.

@@ -36,6 +36,8 @@ mod oracle;
 mod overlong;
 /// Compressed clusters that are written here.
 mod packed;
+/// Growing a disk with preallocation.
+mod preallocated;
 /// Internal snapshots.
 mod snapshots;
 /// How much comes along with this crate.

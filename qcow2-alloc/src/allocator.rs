@@ -253,7 +253,8 @@ impl Allocator {
             }
         }
         // The end of the file, or the first gap behind it.
-        let mut from = state.tail;
+        let mut from = state.next;
+        let mut passed = true;
         loop {
             self.in_reach(from)?;
             let (block, index) = State::locate(self.geometry(), from);
@@ -262,6 +263,9 @@ impl Allocator {
                 from = end;
                 continue;
             };
+            if std::mem::take(&mut passed) {
+                state.next = found;
+            }
             let run = self.run(state, found, want)?;
             if !whole || run.1 == want {
                 return Ok(run);
@@ -399,7 +403,7 @@ impl Allocator {
     }
 
     /// Takes one reference from a cluster.
-    fn lower(&self, state: &mut State, number: u64) -> Result<(), AllocError> {
+    pub(crate) fn lower(&self, state: &mut State, number: u64) -> Result<(), AllocError> {
         let value = self.refcount_at(state, number)?;
         let Some(lowered) = value.checked_sub(1) else {
             let offset = HostOffset::new(number << self.geometry().cluster_bits());
@@ -618,6 +622,7 @@ impl Allocator {
         let mut state = lock(&self.state);
         state.virgin = clusters;
         state.tail = state.tail.min(clusters);
+        state.next = state.next.min(clusters);
         state.first_block = 0;
     }
 

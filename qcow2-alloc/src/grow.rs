@@ -5,7 +5,7 @@ use qcow2_format::geometry::{HOST_OFFSET_LIMIT, MAX_REFCOUNT_TABLE_BYTES};
 use qcow2_format::{HostCluster, HostOffset, RefcountTableEntry, set_refcount};
 
 use crate::state::State;
-use crate::{AllocError, Allocator};
+use crate::{AllocError, Allocator, Reason};
 
 impl Allocator {
     /// Sees to it that blocks for these clusters, which are free, exist. `false` if the table had to be moved for that: the
@@ -21,7 +21,7 @@ impl Allocator {
         let (first_block, _) = State::locate(geometry, first);
         let (last_block, _) = State::locate(geometry, first + (count - 1));
         if last_block >= state.table.len() {
-            self.grow_table(state, last_block)?;
+            self.move_table_for(state, last_block)?;
             return Ok(false);
         }
         let mut behind = first + count;
@@ -30,7 +30,7 @@ impl Allocator {
                 let at = self.first_free(state, behind)?;
                 let (own, _) = State::locate(geometry, at);
                 if own >= state.table.len() {
-                    self.grow_table(state, own)?;
+                    self.move_table_for(state, own)?;
                     return Ok(false);
                 }
                 // The block's own cluster must be described, too, and be it by itself.
@@ -118,25 +118,61 @@ impl Allocator {
             .remove(offset, size, Kinds::REFCOUNT_BLOCK);
     }
 
+    /// Makes room for a block numbered `block` in the table, and frees where the table was.
+    fn move_table_for(&self, state: &mut State, block: usize) -> Result<(), AllocError> {
+        let (old, count) = self.grow_table(state, block)?;
+        if self.pass_discard().passes(Reason::Other) {
+            // It is punched before it is used again.
+            self.release(old, count, Reason::Other);
+            return Ok(());
+        }
+        // No header on disk points at it, and a commit that was about to write there has ended.
+        self.meta.await_table_writer();
+        for number in old.get()..old.get() + count {
+            if self.lower(state, number).is_err() {
+                // Who frees it later will tell why that can't be.
+                self.release(HostCluster::new(number), 1, Reason::Other);
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`move_table_for`](Self::move_table_for), where refcounts are about to be set: the old place is given back later.
+    fn move_table_uncounted(&self, state: &mut State, block: usize) -> Result<(), AllocError> {
+        let (old, count) = self.grow_table(state, block)?;
+        self.release(old, count, Reason::Other);
+        Ok(())
+    }
+
     /// Moves the refcount table to where it has room for an entry numbered `block` and more. The new one lies, with the
-    /// blocks that describe it, behind all that the old one describes.
-    fn grow_table(&self, state: &mut State, block: usize) -> Result<(), AllocError> {
+    /// blocks that describe it, behind all that the old one and that block describe, so that what is being handed out
+    /// can stay where it was to be. Gives the clusters of the old one: durably, nothing points at them any more.
+    fn grow_table(
+        &self,
+        state: &mut State,
+        block: usize,
+    ) -> Result<(HostCluster, u64), AllocError> {
         let geometry = self.meta.geometry();
         let per_block = geometry.refcounts_per_block();
         let cluster_size = geometry.cluster_size();
         let old_entries = state.table.len() as u64;
         // Behind all that the file has, too: what no block describes is not always free in an image that is being recovered.
-        let first_new = old_entries.max(state.tail.div_ceil(per_block));
+        let first_new = old_entries
+            .max(state.tail.div_ceil(per_block))
+            .max(block as u64 + 1);
         let start = first_new * per_block;
 
-        // As many blocks as it takes to describe themselves and the table that lists them; each round needs at least as many.
+        // As many blocks as it takes to describe themselves, the table that lists them, and all other blocks once more: room for
+        // what comes next, as QEMU leaves it. Each round needs at least as many.
         let most = MAX_REFCOUNT_TABLE_BYTES / 8;
-        let wanted = (block as u64 + 1).max((old_entries * 3 / 2).min(most));
+        let known = state.table.iter().filter(|entry| entry.block().get() != 0);
+        let known = known.count() as u64;
         let mut blocks = 1;
         let (entries, table_clusters) = loop {
-            let entries = wanted.max(first_new + blocks);
+            let end = first_new + blocks;
+            let entries = end.max((end + end / 2).min(most));
             let table_clusters = (entries * 8).div_ceil(cluster_size);
-            let needed = (blocks + table_clusters).div_ceil(per_block);
+            let needed = (known + blocks + table_clusters).div_ceil(per_block);
             if needed <= blocks {
                 break (table_clusters * cluster_size / 8, table_clusters);
             }
@@ -165,21 +201,22 @@ impl Allocator {
             usize::try_from(entries).unwrap_or(usize::MAX),
             RefcountTableEntry::default(),
         );
-        for number in 0..blocks {
-            let mut content = vec![0; geometry.cluster_len()];
+        let len = usize::try_from(blocks * cluster_size).unwrap_or(0);
+        let mut content = vec![0; len];
+        for (number, bytes) in (0..).zip(content.chunks_exact_mut(geometry.cluster_len())) {
             let described = start + number * per_block;
             for index in 0..per_block.min(end.saturating_sub(described)) {
                 let index = usize::try_from(index).unwrap_or(usize::MAX);
-                set_refcount(&mut content, geometry, index, 1);
+                set_refcount(bytes, geometry, index, 1);
             }
-            let place = at(start + number);
-            self.meta.refcounts().forget(place, cluster_size);
-            self.meta.write(Kinds::REFCOUNT_BLOCK, place, &content)?;
             let index = usize::try_from(first_new + number).unwrap_or(usize::MAX);
             if let Some(entry) = table.get_mut(index) {
-                *entry = RefcountTableEntry::from_bits(place.get());
+                *entry = RefcountTableEntry::from_bits(at(start + number).get());
             }
         }
+        let first = at(start);
+        self.meta.refcounts().forget(first, blocks * cluster_size);
+        self.meta.write(Kinds::REFCOUNT_BLOCK, first, &content)?;
         let new_offset = at(start + blocks);
         let content: Vec<u8> = table
             .iter()
@@ -206,13 +243,8 @@ impl Allocator {
         state.note_taken(geometry, start, end - start);
         self.meta.forget_refcount_table_changes();
         overlap.remove(old_offset, old_len, Kinds::REFCOUNT_TABLE);
-        // The header that pointed at it is gone from disk already.
-        self.release(
-            geometry.host_cluster(old_offset),
-            old_len.div_ceil(cluster_size),
-            crate::Reason::Other,
-        );
-        Ok(())
+        let old = geometry.host_cluster(old_offset);
+        Ok((old, old_len.div_ceil(cluster_size)))
     }
 
     /// Makes the refcount blocks that are missing for the clusters below `end`, in clusters from `end` on, where nothing is.
@@ -231,19 +263,20 @@ impl Allocator {
         let geometry = self.meta.geometry();
         state.tail = state.tail.max(end);
         state.virgin = state.virgin.max(end);
+        state.next = state.next.max(end);
         let Some(last) = end.checked_sub(1) else {
             return Ok(());
         };
         let (last_block, _) = State::locate(geometry, last);
         if last_block >= state.table.len() {
-            self.grow_table(state, last_block)?;
+            self.move_table_uncounted(state, last_block)?;
         }
         for block in 0..=last_block {
             while state.block(block).is_none() {
                 let at = state.tail;
                 let (own, _) = State::locate(geometry, at);
                 if own >= state.table.len() {
-                    self.grow_table(state, own)?;
+                    self.move_table_uncounted(state, own)?;
                     continue;
                 }
                 // The block's own cluster must be described, too, and be it by itself.

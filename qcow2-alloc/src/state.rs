@@ -14,8 +14,10 @@ pub(crate) struct State {
     pub(crate) first_block: usize,
     /// The file has never been longer than this; clusters.
     pub(crate) virgin: u64,
-    /// Clusters from here on are tried when no other free one is known.
+    /// Nothing was handed out from here on; clusters.
     pub(crate) tail: u64,
+    /// Clusters from here on are tried when no other free one is known: a table that grew leaves some free before itself.
+    pub(crate) next: u64,
     /// The table has been looked at for entries that no sound image has.
     pub(crate) validated: bool,
 }
@@ -33,6 +35,7 @@ impl State {
             first_block: 0,
             virgin: file_clusters,
             tail: file_clusters,
+            next: file_clusters,
             validated: false,
         }
     }
@@ -99,6 +102,9 @@ impl State {
         }
         self.virgin = self.virgin.max(end);
         self.tail = self.tail.max(end);
+        if (first..end).contains(&self.next) {
+            self.next = end;
+        }
     }
 
     /// `cluster` has become free.

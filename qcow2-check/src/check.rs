@@ -88,8 +88,9 @@ fn compared(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool, decoded: &mut Opt
         let mut counts = run.counts();
         counts.corruptions = counts.corruptions.saturating_add(wrong);
     }
+    let mut harmless = true;
     if counted.conflicts && !run.is_cancelled() {
-        owners::conflicts(loaded, map, scan, blocks, run);
+        harmless = owners::conflicts(loaded, map, scan, blocks, run);
     }
     if run.is_cancelled() {
         return false;
@@ -103,7 +104,7 @@ fn compared(loaded: &Loaded<'_>, run: &Run<'_>, hazards: bool, decoded: &mut Opt
     if let Some(decoded) = decoded {
         *decoded = crate::deep::check(image, scan, run);
     }
-    counted.complete
+    counted.complete && harmless
 }
 
 fn tallied_notes(tally: &walk::Tally, run: &Run<'_>) {

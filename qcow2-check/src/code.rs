@@ -161,6 +161,9 @@ catalogue! {
     DataShared = "DATA-SHARED", Corruption, beyond,
         "Two places of the disk lie on one host cluster; a write to one shows up at the other.",
         "Copy the cluster for the second place; which one the content belongs to must be judged.";
+    CompressedOnData = "COMPRESSED-ON-DATA", Note, beyond,
+        "Compressed data claims a cluster that holds other data of the disk, mostly since its entry gives more sectors than it has. As long as refcounts and flags say that the cluster is shared, nothing is written there in place, so nothing is damaged.",
+        "None needed; `salvage` gives the other data a place of its own.";
     DataOnMetadata = "DATA-ON-METADATA", Corruption, beyond,
         "Guest data lies on metadata: a write by the guest destroys the image, and a write of metadata the guest's data.",
         "Copy the cluster for the guest; metadata keeps its place.";

@@ -149,21 +149,25 @@ fn refcount(image: &Image<'_>, blocks: &Blocks, cluster: u64) -> Option<u64> {
     }
 }
 
-/// Tells of clusters whose owners may not share them.
+/// Tells of clusters whose owners may not share them, and of data that compressed data claims, too. Whether there is nothing but
+/// the latter.
 pub(crate) fn conflicts(
     loaded: &Loaded<'_>,
     map: &RefMap,
     scan: &L1Scan,
     blocks: &Blocks,
     run: &Run<'_>,
-) {
+) -> bool {
     let image = &loaded.image;
     let targets: Vec<u64> = map.conflicts().take(CONFLICTS_MAX).collect();
     let found = gather(loaded, scan, blocks, &targets, run);
+    let mut harmless = true;
     for cluster in targets {
         let owners = found.get(&cluster).cloned().unwrap_or_default();
         let data = owners.iter().filter(|owner| owner.is_data()).count();
-        let code = if data == owners.len() {
+        let code = if data == owners.len() && map.is_mixed(cluster) {
+            Code::CompressedOnData
+        } else if data == owners.len() {
             Code::DataShared
         } else if data > 0 {
             Code::DataOnMetadata
@@ -175,6 +179,7 @@ pub(crate) fn conflicts(
         } else {
             Code::MetadataOverlap
         };
+        harmless &= code == Code::CompressedOnData;
         let structure = owners
             .first()
             .map_or(Structure::Data, |owner| owner.structure);
@@ -195,6 +200,7 @@ pub(crate) fn conflicts(
         let detail = format!("{rest} more clusters have owners that may not share them");
         run.find(Finding::new(Code::DataShared, place, detail).times(rest));
     }
+    harmless && rest == 0
 }
 
 type Found = BTreeMap<u64, BTreeSet<Owner>>;

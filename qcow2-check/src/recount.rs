@@ -116,15 +116,15 @@ pub fn recount<'a>(
 
 fn count<'a>(storage: &'a dyn Storage, run: Run<'_>) -> Result<Recount<'a>, RecountError> {
     run.phase(Phase::Tables, 0);
-    let walked = load::load(storage, &run).and_then(|loaded| {
+    let mut walked = load::load(storage, &run).and_then(|loaded| {
         let counted = references::count(&loaded, &run)?;
         Some((loaded, counted))
     });
     if run.is_cancelled() {
         return Err(RecountError::Cancelled);
     }
-    if let Some((loaded, counted)) = &walked {
-        others(loaded, counted, &run);
+    if let Some((loaded, counted)) = &mut walked {
+        counted.complete &= others(loaded, counted, &run);
         if run.is_cancelled() {
             return Err(RecountError::Cancelled);
         }
@@ -150,8 +150,8 @@ fn count<'a>(storage: &'a dyn Storage, run: Run<'_>) -> Result<Recount<'a>, Reco
     })
 }
 
-/// What else is wrong, besides what was met while counting.
-fn others(loaded: &Loaded<'_>, counted: &Counted, run: &Run<'_>) {
+/// What else is wrong, besides what was met while counting. Tells whether no cluster has owners that may not share it.
+fn others(loaded: &Loaded<'_>, counted: &Counted, run: &Run<'_>) -> bool {
     let image = &loaded.image;
     let Counted {
         map, scan, blocks, ..
@@ -161,11 +161,10 @@ fn others(loaded: &Loaded<'_>, counted: &Counted, run: &Run<'_>) {
     comparison.overflows(0, map.end());
     let overflows: Collector = comparison.judge.found;
     run.append(overflows);
-    if counted.conflicts {
-        owners::conflicts(loaded, map, scan, blocks, run);
-    }
+    let harmless = !counted.conflicts || owners::conflicts(loaded, map, scan, blocks, run);
     crate::crypto::check(image, run);
     references::hidden_failure(image, run);
+    harmless
 }
 
 impl Recount<'_> {
@@ -193,6 +192,12 @@ impl Recount<'_> {
     /// How many problems there are of each kind; empty where nothing else is wrong.
     pub fn totals(&self) -> &[(Code, u64)] {
         &self.totals
+    }
+
+    /// Whether compressed data claims clusters that hold other data: nothing is wrong then, but such data can't be moved alone.
+    pub fn has_compressed_on_data(&self) -> bool {
+        let map = &self.counted.map;
+        map.conflicts().any(|cluster| map.is_mixed(cluster))
     }
 
     /// How many references a cluster has, at most what refcounts of the image's width can express.

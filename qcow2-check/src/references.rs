@@ -13,9 +13,9 @@ pub(crate) struct Counted {
     pub(crate) scan: L1Scan,
     pub(crate) tally: Tally,
     pub(crate) blocks: Blocks,
-    /// There are clusters whose owners may not share them.
+    /// There are clusters with several owners, or with one and compressed data besides.
     pub(crate) conflicts: bool,
-    /// Nothing was met that could hide references.
+    /// Nothing was met that could hide references; provided that it is guest data which compressed data shares a cluster with.
     pub(crate) complete: bool,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn count(loaded: &Loaded<'_>, run: &Run<'_>) -> Option<Counted> {
     } = count_trees(loaded, run, |_| true)?;
     let blocks = blocks::load(image, &mut map, run);
     let conflicts = map.conflicts().next().is_some();
-    let complete = !conflicts
+    let complete = map.conflicts().all(|cluster| map.is_mixed(cluster))
         && loaded.defects.iter().all(|defect| !defect.is_refused())
         && run.counts().corruptions == 0
         && run.total_of(Severity::Error) == 0

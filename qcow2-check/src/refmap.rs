@@ -441,7 +441,13 @@ impl RefMap {
         self.bytes > SCATTERED_BYTES.saturating_add(sane)
     }
 
-    /// Clusters with owners that may not share them, ascending.
+    /// Whether a cluster has one owner, and compressed data besides.
+    pub(crate) fn is_mixed(&self, cluster: u64) -> bool {
+        self.page(cluster / PAGE_CLUSTERS)
+            .is_some_and(|page| page.is_mixed(within(cluster)))
+    }
+
+    /// Clusters with several owners, or with one and [compressed data besides](Self::is_mixed), ascending.
     pub(crate) fn conflicts(&self) -> impl Iterator<Item = u64> + '_ {
         let mut next = if self.conflicts {
             self.next_page(0, u64::MAX)

@@ -19,13 +19,15 @@ impl Image {
     /// [`ImageError::Unrecoverable`] if anything else is wrong with the image, before the first write.
     pub(crate) fn recover(&self, keep: u64) -> Result<(), ImageError> {
         self.recount_references(|| Ok(self.meta.clear_autoclear(keep)?))
+            .map(drop)
     }
 
-    /// As [`recover`](Self::recover); `before` comes before the first write.
+    /// As [`recover`](Self::recover); `before` comes before the first write. Tells whether compressed data claims clusters that
+    /// hold other data.
     pub(crate) fn recount_references(
         &self,
         before: impl FnOnce() -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
+    ) -> Result<bool, ImageError> {
         let storage = self.meta.storage();
         let alloc = self.alloc()?;
         let references =
@@ -57,7 +59,9 @@ impl Image {
         if let ControlFlow::Break(error) = set {
             return Err(error);
         }
-        Ok(self.meta.settle(alloc)?)
+        let mixed = references.has_compressed_on_data();
+        self.meta.settle(alloc)?;
+        Ok(mixed)
     }
 
     fn set_copied(&self, wrong: &CopiedDifference) -> Result<(), ImageError> {

@@ -303,15 +303,12 @@ impl Image {
     /// Maps the clusters from `start` to `end` that are not mapped.
     fn preallocate(&self, start: u64, end: u64, wanted: Preallocation) -> Result<(), ImageError> {
         let bits = self.geometry.cluster_bits();
-        let coverage = self.geometry.l2_coverage();
         let mut at = start;
         while at < end {
-            let table_end = (at / coverage + 1) * coverage;
             let stop = end
                 .next_multiple_of(self.cluster_size())
-                .min(table_end)
                 .min(at + (RUN << bits));
-            at += self.preallocate_run(at, (stop - at) >> bits, wanted)? << bits;
+            at += self.preallocate_run(at, (stop - at) >> bits, end, wanted)? << bits;
         }
         if self.rules.external_data {
             let data = self.meta.data();
@@ -324,11 +321,13 @@ impl Image {
         Ok(())
     }
 
-    /// Maps up to `count` clusters at `guest`, all of one table; tells how many it has looked at.
+    /// Maps up to `count` clusters at `guest` of a disk that ends at `end`; tells how many it has looked at. Tables come before all data, so that this is one
+    /// piece for the host, too.
     fn preallocate_run(
         &self,
         guest: u64,
         count: u64,
+        end: u64,
         wanted: Preallocation,
     ) -> Result<u64, ImageError> {
         let bits = self.geometry.cluster_bits();
@@ -349,7 +348,9 @@ impl Image {
             }
             run += 1;
         }
-        self.prepare_table(guest)?;
+        for part in self.parts_by_table(guest, run) {
+            self.prepare_table(part.start)?;
+        }
         // Nothing of a backing file may show in what is new.
         let bitmap = match (self.geometry.extended_l2(), wanted, self.backing.is_some()) {
             (false, ..) | (true, Preallocation::Metadata, false) => 0,
@@ -367,10 +368,15 @@ impl Image {
             }
         };
         if self.rules.external_data {
-            self.change(guest, run, Reason::Other, |number, _| {
-                Some(entry(guest + number * size))
-            })
-            .map_err(|(_, error)| error)?;
+            for part in self.parts_by_table(guest, run) {
+                self.change(
+                    part.start,
+                    (part.end - part.start) >> bits,
+                    Reason::Other,
+                    |number, _| Some(entry(part.start + number * size)),
+                )
+                .map_err(|(_, error)| error)?;
+            }
             return Ok(run);
         }
         let alloc = self.alloc()?;
@@ -386,7 +392,16 @@ impl Image {
                 self.store_zeros(guest, allocation.offset(), run << bits)?;
             }
             Preallocation::Full => self.write_zeros(range.start, range.end)?,
-            Preallocation::Falloc => storage.write_zeroes(range, ZeroFlags::NONE)?,
+            Preallocation::Falloc => {
+                // What the disk has of its last cluster: the host would have to part what it keeps for more.
+                let in_disk = place + (end - guest).min(run << bits);
+                let used = allocation.virgin_from().get() << bits;
+                let stop = if used < range.end { in_disk } else { range.end };
+                storage.write_zeroes(range.start..stop, ZeroFlags::NONE)?;
+                if storage.len()? < range.end {
+                    storage.set_len(range.end)?;
+                }
+            }
             Preallocation::Off | Preallocation::Metadata => {
                 let used = allocation.virgin_from().get() << bits;
                 if used > range.start {
@@ -398,17 +413,28 @@ impl Image {
                 }
             }
         }
-        let linked = self.change(guest, run, Reason::Other, |number, _| {
-            Some(entry(place + number * size))
-        });
-        match linked {
-            Ok(()) => allocation.keep(),
-            Err((done, error)) => {
-                allocation.keep_first(done);
+        for part in self.parts_by_table(guest, run) {
+            let before = part.start - guest;
+            let count = (part.end - part.start) >> bits;
+            let linked = self.change(part.start, count, Reason::Other, |number, _| {
+                Some(entry(place + before + number * size))
+            });
+            if let Err((done, error)) = linked {
+                allocation.keep_first((before >> bits) + done);
                 return Err(error);
             }
         }
+        allocation.keep();
         Ok(run)
+    }
+
+    /// The parts of `count` clusters at `guest` that have a table each.
+    fn parts_by_table(&self, guest: u64, count: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+        let coverage = self.geometry.l2_coverage();
+        let end = guest + (count << self.geometry.cluster_bits());
+        let first = guest / coverage;
+        (first..end.div_ceil(coverage))
+            .map(move |table| (table * coverage).max(guest)..((table + 1) * coverage).min(end))
     }
 
     /// Writes zeros as data of the guest.

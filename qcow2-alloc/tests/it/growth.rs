@@ -121,3 +121,50 @@ fn opening_reads_the_table_and_no_block() {
     storage.clear();
     alloc.allocate(1, None).unwrap().keep();
 }
+
+#[test]
+fn what_a_table_leaves_is_handed_out_at_once_and_no_hole_stays() {
+    let (storage, header) = empty_image(narrow());
+    let storage = Arc::new(storage);
+    let (meta, alloc) = open(storage.clone(), header, 4);
+    let (old, len, _) = alloc.tables();
+    let mut model = Model::default();
+    let mut taken = 0;
+    while alloc.tables().0 == old {
+        let allocation = alloc.allocate(50, None).unwrap();
+        model.take(allocation.first().get(), allocation.count());
+        taken += allocation.count();
+        allocation.keep();
+    }
+    // Whoever reads the file finds the new table, and no commit was needed for that.
+    let mut cluster = vec![0; 512];
+    storage.read_at(&mut cluster, 0).unwrap();
+    let header = qcow2_format::Header::decode(&cluster).unwrap();
+    assert_eq!(header.refcount_table_offset, alloc.tables().0);
+    let place = |offset: qcow2_format::HostOffset| offset.get() >> 9;
+    let was_taken = model.taken_in(place(old), len.div_ceil(512));
+    for cluster in place(old)..place(old) + len.div_ceil(512) {
+        let count = alloc.refcount(HostCluster::new(cluster)).unwrap();
+        assert_eq!(count, u64::from(was_taken.contains(&cluster)));
+    }
+    // The rest of what the new structures left before themselves is taken before the file grows.
+    let end = alloc.file_clusters();
+    let (_, len, blocks) = alloc.tables();
+    let structures = 2 + len.div_ceil(512) + blocks.len() as u64;
+    let holes = end - structures - taken;
+    let mut left = holes.saturating_sub(1);
+    while left > 0 {
+        let allocation = alloc.allocate(left.min(50), None).unwrap();
+        model.take(allocation.first().get(), allocation.count());
+        left -= allocation.count();
+        allocation.keep();
+    }
+    assert!(
+        alloc.file_clusters() <= end,
+        "{} {end}",
+        alloc.file_clusters()
+    );
+    settle(&meta, &alloc);
+    assert_eq!(model.compare(&meta, &alloc), 0);
+    compare_on_disk(&model, &storage);
+}

@@ -24,6 +24,12 @@ impl Model {
         }
     }
 
+    /// Which clusters of a range were handed out.
+    pub(crate) fn taken_in(&self, first: u64, count: u64) -> Vec<u64> {
+        let taken = self.counts.range(first..first + count);
+        taken.map(|(cluster, _)| *cluster).collect()
+    }
+
     /// Notes one reference less to some clusters.
     fn drop_one(&mut self, first: u64, count: u64) {
         for cluster in first..first + count {

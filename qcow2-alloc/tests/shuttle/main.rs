@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex as StdMutex};
 use qcow2_alloc::{Allocator, Reason};
 use qcow2_cache::Metadata;
 use qcow2_format::{Geometry, HostCluster};
-use qcow2_io::Memory;
+use qcow2_io::{Memory, Storage as _};
 use shuttle::thread;
 
 use crate::explore::explore;
@@ -126,6 +126,35 @@ fn blocks_are_made_while_others_allocate_and_commit() {
         one.join().unwrap();
         two.join().unwrap();
         world.compare();
+    });
+}
+
+#[test]
+fn nobody_writes_to_where_a_table_was() {
+    explore(1000, || {
+        let world = World::new();
+        let old = world.alloc.tables().0;
+        // The table's next entry is made, and is to be written where the table is.
+        world.take(56, None);
+        world.take(10, None);
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || world.meta.commit(&world.alloc).unwrap())
+        };
+        // More than one cluster of entries reaches.
+        world.take(3, Some(64 * 64 + 7));
+        assert_ne!(world.alloc.tables().0, old);
+        // The first free cluster is that of the old table.
+        let mine = world.alloc.allocate(1, None).unwrap();
+        assert_eq!(mine.first().get(), old.get() >> 9);
+        let storage = world.meta.storage();
+        storage.write_at(&[0xa5; 512], old.get()).unwrap();
+        other.join().unwrap();
+        let mut bytes = [0; 512];
+        storage.read_at(&mut bytes, old.get()).unwrap();
+        assert_eq!(bytes, [0xa5; 512]);
+        world.owned.lock().unwrap().insert(mine.first().get());
+        mine.keep();
     });
 }
 

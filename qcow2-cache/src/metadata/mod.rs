@@ -80,6 +80,8 @@ pub struct Metadata {
     roots: Mutex<Roots>,
     /// One writer of refcount slices at a time, so that an old copy never follows a new one.
     refcount_writer: Mutex<()>,
+    /// Held while entries of the refcount table are written to where the header says that it is.
+    table_writer: Mutex<()>,
     commits: GroupCommit<MetadataError>,
 }
 
@@ -133,6 +135,7 @@ impl Metadata {
             overlap: OverlapMap::new(header.geometry, options.overlap_checks),
             roots: Mutex::default(),
             refcount_writer: Mutex::default(),
+            table_writer: Mutex::default(),
             commits: GroupCommit::default(),
             header: Mutex::new(header),
         }

@@ -46,6 +46,16 @@ impl Metadata {
         lock(&self.roots).refcount_table.clear();
     }
 
+    /// Waits until nobody writes to where the refcount table was before the header led elsewhere. From then on its old place is
+    /// written by nobody.
+    ///
+    /// # Locking
+    ///
+    /// Those who write hold no lock of the allocator.
+    pub fn await_table_writer(&self) {
+        drop(lock(&self.table_writer));
+    }
+
     /// Makes everything that was done before the call durable; shares the work with other callers.
     ///
     /// # Errors
@@ -188,6 +198,7 @@ impl Metadata {
         entries: &BTreeMap<u64, u64>,
     ) -> Result<(), MetadataError> {
         let mut run: Option<(u64, Vec<u8>)> = None;
+        let _one = (kind == Kinds::REFCOUNT_TABLE).then(|| lock(&self.table_writer));
         let table = {
             let header = self.header();
             if kind == Kinds::ACTIVE_L1 {

@@ -14,9 +14,9 @@ pub(super) type Words = [u64; PAGE_WORDS];
 pub(crate) struct More {
     /// Clusters whose number of references stands in `counts`.
     multi: Words,
-    /// Clusters that only compressed data refers to.
+    /// Clusters that compressed data refers to, and nothing else, or where there is a conflict, one other owner.
     packed: Words,
-    /// Clusters with owners that may not share them.
+    /// Clusters with owners that are not all of the kind that shares.
     pub(super) conflict: Words,
     counts: Counts,
 }
@@ -71,6 +71,13 @@ impl Page<'_> {
             self.seen[word],
             self.more.map_or(0, |more| more.multi[word]),
         )
+    }
+
+    /// Whether the cluster at `at` has one owner, and compressed data besides.
+    pub(super) fn is_mixed(&self, at: usize) -> bool {
+        self.more.is_some_and(|more| {
+            (more.packed[at / 64] & more.conflict[at / 64]) >> (at % 64) & 1 != 0
+        })
     }
 
     /// Whether there are clusters with more than one reference.
@@ -159,8 +166,13 @@ impl Slot<'_> {
             Sharing::Packed if more.packed[word] & bit != 0 => {}
             _ if before == 0 => {}
             _ => {
+                // One owner and compressed data are told from several owners, once and for all.
+                let one = match sharing {
+                    Sharing::Packed => more.conflict[word] & bit == 0,
+                    Sharing::Exclusive => more.packed[word] & !more.conflict[word] & bit != 0,
+                };
+                more.packed[word] = more.packed[word] & !bit | if one { bit } else { 0 };
                 more.conflict[word] |= bit;
-                more.packed[word] &= !bit;
                 clash = true;
             }
         }
@@ -248,10 +260,21 @@ impl Slot<'_> {
                 let sum = weight(&mine, Some(more), at).saturating_add(weight(seen, theirs, at));
                 grown += more.set(at, sum);
             }
-            let their_packed = theirs.map_or(0, |theirs| theirs.packed[word]);
-            let clash = both & !(more.packed[word] & their_packed);
-            more.conflict[word] |= clash | theirs.map_or(0, |theirs| theirs.conflict[word]);
-            more.packed[word] = (more.packed[word] | their_packed) & !more.conflict[word];
+            let packed = (
+                more.packed[word],
+                theirs.map_or(0, |theirs| theirs.packed[word]),
+            );
+            let conflict = (
+                more.conflict[word],
+                theirs.map_or(0, |theirs| theirs.conflict[word]),
+            );
+            // Each side has nothing but compressed data, or has an owner that is something else, or several.
+            let only = (packed.0 & !conflict.0, packed.1 & !conflict.1);
+            let clash = both & !(only.0 & only.1);
+            let several =
+                conflict.0 & !packed.0 | conflict.1 & !packed.1 | both & !only.0 & !only.1;
+            more.conflict[word] = conflict.0 | conflict.1 | clash;
+            more.packed[word] = (packed.0 | packed.1) & !several;
             clashes |= clash;
         }
         *self.bytes += grown;

@@ -94,6 +94,10 @@ proptest! {
             .map(|(c, _)| *c)
             .collect();
         prop_assert_eq!(conflicts, expected);
+        for (cluster, plain) in &model {
+            let mixed = plain.exclusive == 1 && plain.packed > 0;
+            prop_assert_eq!(map.is_mixed(*cluster), mixed, "cluster {}", cluster);
+        }
         let mut pages: Vec<u64> = model.keys().map(|c| c / PAGE_CLUSTERS).collect();
         pages.dedup();
         let end = model.keys().next_back().map_or(0, |last| last + 1);

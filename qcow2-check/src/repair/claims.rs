@@ -40,16 +40,20 @@ pub(super) struct Claims {
     owners: HashMap<u64, (Owner, u64)>,
     refcount_max: u64,
     bits: u32,
+    /// Whether a guest cluster keeps its place beside compressed data that claims it, too.
+    mixed: bool,
 }
 
 impl Claims {
-    /// Claims on the clusters of `wanted`.
-    pub(super) fn new(image: &Image<'_>, wanted: RefMap) -> Self {
+    /// Claims on the clusters of `wanted`. A guest cluster may stay beside compressed data, counted like it, if they may be `mixed`:
+    /// then nothing is written there in place, so neither harms the other.
+    pub(super) fn new(image: &Image<'_>, wanted: RefMap, mixed: bool) -> Self {
         Self {
             wanted,
             owners: HashMap::new(),
             refcount_max: image.geometry.refcount_max(),
             bits: image.cluster_bits(),
+            mixed,
         }
     }
 
@@ -66,7 +70,9 @@ impl Claims {
                 continue;
             }
             match self.owners.get(&cluster) {
-                Some((known, _)) if *known != owner => return Outcome::Taken(*known),
+                Some((known, _)) if *known != owner && !self.may_mix(*known, owner) => {
+                    return Outcome::Taken(*known);
+                }
                 Some((_, sum)) if sum.saturating_add(weight) > self.refcount_max => {
                     return Outcome::Full;
                 }
@@ -77,8 +83,21 @@ impl Claims {
             if self.wanted.is_seen(cluster) {
                 let entry = self.owners.entry(cluster).or_insert((owner, 0));
                 entry.1 = entry.1.saturating_add(weight);
+                if entry.0 == Owner::Packed {
+                    // Only one guest cluster may be there beside it.
+                    entry.0 = owner;
+                }
             }
         }
         Outcome::Granted
+    }
+
+    fn may_mix(&self, known: Owner, owner: Owner) -> bool {
+        let pair = (known, owner);
+        self.mixed
+            && matches!(
+                pair,
+                (Owner::Packed, Owner::Data(_)) | (Owner::Data(_), Owner::Packed)
+            )
     }
 }

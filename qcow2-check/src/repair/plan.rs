@@ -119,7 +119,10 @@ pub(super) fn make<'a>(
         if before.complete && before.verdict() != Verdict::Sound && is_whole {
             refcounts::lower(&mut planner)?;
         }
-    } else if before.verdict() != Verdict::Sound || needs_header(&before) {
+    } else if before.verdict() != Verdict::Sound
+        || needs_header(&before)
+        || options.level == Level::Salvage && before.total(Code::CompressedOnData) > 0
+    {
         if options.level == Level::Salvage {
             salvage::header(&mut planner)?;
         }

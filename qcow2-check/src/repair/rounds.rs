@@ -9,7 +9,7 @@ use super::action::{Action, ActionKind, Effect};
 use super::claims::Claims;
 use super::plan::Planner;
 use super::refcounts::{hopeless, no_threads};
-use super::{PlanError, bitmaps, entries, snapshots, tables};
+use super::{Level, PlanError, bitmaps, entries, snapshots, tables};
 use crate::image::Image;
 use crate::load;
 use crate::refmap::{PAGE_CLUSTERS, RefMap};
@@ -95,11 +95,13 @@ fn round(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<bool, PlanError>
     if shorten_l1(planner, image, &wanted)? {
         return Ok(true);
     }
-    let mut claims = Claims::new(image, again());
+    // Copying the data needs no judgement where refcounts do, but salvage is to leave nothing of the damage.
+    let mixed = planner.options.level != Level::Salvage;
+    let mut claims = Claims::new(image, again(), mixed);
     if tables::mend(planner, image, &counted.scan, &mut claims)? {
         return Ok(true);
     }
-    let mut claims = Claims::new(image, again());
+    let mut claims = Claims::new(image, again(), mixed);
     entries::mend(
         planner,
         image,

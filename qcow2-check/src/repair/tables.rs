@@ -362,7 +362,7 @@ pub(super) fn part_shared_l1(
     if !image.trees.iter().any(|tree| tree.weight > 1) {
         return Ok(false);
     }
-    let claims = Claims::new(image, RefMap::new(0));
+    let claims = Claims::new(image, RefMap::new(0), false);
     settle_snapshots(planner, image, &claims, &HashSet::new())
 }
 

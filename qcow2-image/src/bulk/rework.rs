@@ -69,7 +69,7 @@ impl Image {
         self.meta.write_refcounts()?;
         self.meta.flush()?;
         self.alloc()?.forget_releases();
-        self.recount_references(|| Ok(()))
+        self.recount_references(|| Ok(())).map(drop)
     }
 
     /// Fails if the refcounts of what an L1 table leads to could not count as many references again.

@@ -81,7 +81,12 @@ impl Image {
             self.settle_closed()?;
             self.meta.settle(self.alloc()?)?;
             // Nothing may be moved that something unknown refers to.
-            self.recount_references(|| Ok(()))?;
+            if self.recount_references(|| Ok(()))? {
+                // Neither can be moved without the other.
+                return Err(ImageError::Unrecoverable {
+                    detail: "compressed data claims clusters that hold other data; a repair that salvages parts them".to_owned(),
+                });
+            }
             report.bytes_before = self.meta.storage().len()?;
             report.fragments_before = self.fragments()?;
             self.all_tables()?.len() as u64

@@ -32,8 +32,12 @@ mod machine;
 mod nested;
 /// The reference program, and what the tests share.
 mod oracle;
+/// Compressed entries that claim too much.
+mod overlong;
 /// Compressed clusters that are written here.
 mod packed;
+/// Growing a disk with preallocation.
+mod preallocated;
 /// Internal snapshots.
 mod snapshots;
 /// How much comes along with this crate.

@@ -94,7 +94,8 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         return Err(hopeless(run));
     };
     let (mut map, scan) = (counted.map, counted.scan);
-    let suspect = counted.tally.copied_suspect || !scan.duplicates.is_empty();
+    let shared = !scan.duplicates.is_empty() || map.conflicts().next().is_some();
+    let suspect = counted.tally.copied_suspect || shared;
     let bits = image.cluster_bits();
     planner.keep_clear(map.end() << bits);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use qcow2_cache::sync::{Mutex, MutexGuard, lock};
-use qcow2_cache::{Kinds, Metadata, MetadataError, PointerKind, Releases};
+use qcow2_cache::{Kinds, Metadata, MetadataError, PointerKind, Releases, Step};
 use qcow2_format::geometry::HOST_OFFSET_LIMIT;
 use qcow2_format::{Geometry, HostCluster, HostOffset, RefcountTableEntry};
 use qcow2_io::Storage as _;
@@ -116,6 +116,7 @@ impl Allocator {
         whole: bool,
     ) -> Result<Allocation<'_>, AllocError> {
         self.meta.check_writable()?;
+        self.meta.before(Step::Allocate)?;
         let mut state = lock(&self.state);
         self.validate(&mut state)?;
         let (first, count) = loop {
@@ -416,6 +417,7 @@ impl Allocator {
         if lowered == 0 {
             self.check_unowned(HostCluster::new(number), 1)?;
         }
+        self.meta.before(Step::Free)?;
         self.store(state, number, lowered)?;
         if lowered == 0 {
             state.note_free(self.geometry(), number);
@@ -478,6 +480,9 @@ impl Allocator {
         let mut state = lock(&self.state);
         if value > 0 {
             self.make_blocks_of_used(&mut state, cluster.get(), 1)?;
+        }
+        if value < self.refcount_at(&state, cluster.get())? {
+            self.meta.before(Step::Free)?;
         }
         self.store(&state, cluster.get(), value)?;
         if value == 0 {

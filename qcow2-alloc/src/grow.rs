@@ -1,6 +1,6 @@
 //! Growth of the refcount structures, which count themselves.
 
-use qcow2_cache::{Kinds, field};
+use qcow2_cache::{Kinds, Step, field};
 use qcow2_format::geometry::{HOST_OFFSET_LIMIT, MAX_REFCOUNT_TABLE_BYTES};
 use qcow2_format::{HostCluster, HostOffset, RefcountTableEntry, set_refcount};
 
@@ -61,8 +61,10 @@ impl Allocator {
 
     /// Makes the block numbered `block` in the free cluster `at`, which it or another block describes.
     fn make_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
+        self.meta.before(Step::MakeBlock)?;
         self.install_block(state, block, at)?;
-        if let Err(error) = self.store(state, at, 1) {
+        let stored = self.store(state, at, 1);
+        if let Err(error) = stored.and_then(|()| Ok(self.meta.before(Step::LinkBlock)?)) {
             self.remove_block(state, block, at);
             return Err(error);
         }
@@ -85,6 +87,7 @@ impl Allocator {
                 .into());
         }
         let size = geometry.cluster_size();
+        self.meta.before(Step::WriteBlock)?;
         self.meta
             .write_zeroes(Kinds::REFCOUNT_BLOCK, offset, size)?;
         self.meta.refcounts().forget(offset, size);
@@ -201,6 +204,7 @@ impl Allocator {
             usize::try_from(entries).unwrap_or(usize::MAX),
             RefcountTableEntry::default(),
         );
+        self.meta.before(Step::WriteTableBlocks)?;
         let len = usize::try_from(blocks * cluster_size).unwrap_or(0);
         let mut content = vec![0; len];
         for (number, bytes) in (0..).zip(content.chunks_exact_mut(geometry.cluster_len())) {
@@ -222,8 +226,10 @@ impl Allocator {
             .iter()
             .flat_map(|entry| entry.bits().to_be_bytes())
             .collect();
+        self.meta.before(Step::WriteTable)?;
         self.meta
             .write(Kinds::REFCOUNT_TABLE, new_offset, &content)?;
+        self.meta.before(Step::SwitchTable)?;
 
         let overlap = self.meta.overlap();
         overlap.add(at(start), blocks * cluster_size, Kinds::REFCOUNT_BLOCK)?;

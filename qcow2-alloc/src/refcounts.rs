@@ -1,6 +1,6 @@
 //! Single refcounts in the cache.
 
-use qcow2_cache::{Metadata, MetadataError};
+use qcow2_cache::{Metadata, MetadataError, Step};
 use qcow2_format::{Geometry, HostOffset};
 
 /// Where a refcount lies: the word of the block, and the bits of the word.
@@ -55,6 +55,7 @@ pub(crate) fn store(meta: &Metadata, place: Place, value: u64) -> Result<(), Met
     let cache = meta.refcounts();
     let in_slice = place.word.get() & (cache.slice_bytes() as u64 - 1);
     let index = usize::try_from(in_slice / 8).unwrap_or(0);
+    meta.before(Step::ChangeRefcount)?;
     loop {
         let done = cache.update(place.word, |slice| {
             let word = slice.get(index);

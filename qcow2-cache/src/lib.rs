@@ -17,7 +17,7 @@ mod table;
 
 pub use commit::GroupCommit;
 pub use error::{MetadataError, PointerKind};
-pub use metadata::{Metadata, MetadataOptions, Releases, Watcher, field};
+pub use metadata::{Metadata, MetadataOptions, Probe, Releases, Step, Watcher, field};
 pub use overlap::{Kinds, OverlapChecks, OverlapMap, Template, TooMuchMetadata};
 pub use rules::Rules;
 pub use table::{DirtySlice, Room, SliceWriter, TableCache};

@@ -9,6 +9,7 @@ pub mod audit;
 mod console;
 pub mod img;
 pub mod io;
+mod mend;
 pub mod modern;
 pub mod node;
 mod objects;

@@ -69,7 +69,9 @@ pub use error::ImageError;
 pub use image::Image;
 pub use options::ImageOptions;
 pub use qcow2_alloc::PassDiscard;
-pub use qcow2_cache::{Kinds, MetadataError, OverlapChecks, PointerKind, Rules, Template, Watcher};
+pub use qcow2_cache::{
+    Kinds, MetadataError, OverlapChecks, PointerKind, Probe, Rules, Step, Template, Watcher,
+};
 pub use qcow2_check::chain::References;
 pub use resize::ResizeOptions;
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotOptions};

@@ -1,7 +1,7 @@
 //! Changing what guest clusters are mapped to.
 
 use qcow2_alloc::{Allocator, Reason};
-use qcow2_cache::{Kinds, Room};
+use qcow2_cache::{Kinds, Room, Step};
 use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
 
 use crate::mapping::Found;
@@ -24,12 +24,18 @@ impl Image {
         let allocation = alloc.allocate(1, None)?;
         let table = allocation.offset();
         let size = self.cluster_size();
+        if self.meta.has_lazy_refcounts() {
+            // Tables are few; of one that isn't closed, an image then lacks the refcounts of data only.
+            self.meta.write_refcounts()?;
+        }
         self.meta.l2().forget(table, size);
+        self.meta.before(Step::WriteL2)?;
         if old.get() == 0 {
             self.meta.write_zeroes(Kinds::ACTIVE_L2, table, size)?;
         } else {
             self.copy_table(old, table)?;
         }
+        self.meta.before(Step::ChangeL1)?;
         self.meta
             .overlap()
             .add(table, size, Kinds::ACTIVE_L2)
@@ -99,6 +105,9 @@ impl Image {
         let index = self.l1_index(guest);
         let _table = self.tables.lock(index, index);
         let table = self.writable_table(guest).map_err(|error| (0, error))?;
+        self.meta
+            .before(Step::ChangeL2)
+            .map_err(|error| (0, error.into()))?;
         let alloc = self.alloc().map_err(|error| (0, error))?;
         let mut done = 0;
         while done < count {

@@ -218,7 +218,8 @@ impl Image {
                     rules: options.rules,
                 },
             )
-            .watched(options.watcher.clone()),
+            .watched(options.watcher.clone())
+            .probed(options.probe.clone()),
         );
         let alloc = if options.read_only {
             None

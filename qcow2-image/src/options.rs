@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qcow2_alloc::PassDiscard;
-use qcow2_cache::{OverlapChecks, Rules, Watcher};
+use qcow2_cache::{OverlapChecks, Probe, Rules, Watcher};
 use qcow2_check::chain::References;
 #[cfg(feature = "encryption")]
 use qcow2_io::cipher::Secret;
@@ -47,6 +47,7 @@ pub struct ImageOptions {
     pub(crate) snapshot: Option<SnapshotKey>,
     pub(crate) bitmap_interval: Duration,
     pub(crate) watcher: Option<Watcher>,
+    pub(crate) probe: Option<Probe>,
     pub(crate) rules: Rules,
 }
 
@@ -110,6 +111,7 @@ impl Default for ImageOptions {
             snapshot: None,
             bitmap_interval: BITMAP_INTERVAL,
             watcher: None,
+            probe: None,
             rules: Rules::ALL,
         }
     }
@@ -232,6 +234,12 @@ impl ImageOptions {
     /// Who is told when the image is found corrupt.
     pub fn watcher(mut self, watcher: Watcher) -> Self {
         self.watcher = Some(watcher);
+        self
+    }
+
+    /// Who is asked before steps of the work on metadata, and may let them fail: for tests of what happens then.
+    pub fn probe(mut self, probe: Probe) -> Self {
+        self.probe = Some(probe);
         self
     }
 

@@ -1,6 +1,7 @@
 //! Where compressed data goes: one cluster of the file holds that of several guest clusters.
 
 use qcow2_alloc::{AllocError, Allocation, Reason};
+use qcow2_cache::Step;
 use qcow2_cache::sync::{Mutex, lock};
 use qcow2_format::{HostCluster, HostOffset};
 
@@ -68,6 +69,7 @@ impl Image {
     pub(crate) fn find_space(&self, len: u64) -> Result<Space<'_>, ImageError> {
         let alloc = self.alloc()?;
         let bits = self.geometry.cluster_bits();
+        self.meta.before(Step::AllocateCompressed)?;
         let mut next = lock(&self.packer.next);
         let mut fresh = None;
         if let Some(at) = *next {

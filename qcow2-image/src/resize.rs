@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use qcow2_alloc::Reason;
 use qcow2_cache::sync::atomic::Ordering;
-use qcow2_cache::{Kinds, MetadataError, field};
+use qcow2_cache::{Kinds, MetadataError, Step, field};
 use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::{ClusterKind, Header, HostOffset, L1Entry, L2Entry};
 use qcow2_io::{Storage as _, ZeroFlags};
@@ -256,6 +256,7 @@ impl Image {
         }
         let alloc = self.alloc()?;
         let clusters = self.geometry.clusters_for(entries * 8);
+        self.meta.before(Step::AllocateL1)?;
         let allocation = alloc.allocate_contiguous(clusters)?;
         let place = allocation.offset();
         // The refcounts of the new place, and what the entries point at, come before the table, and that before the header.
@@ -267,7 +268,9 @@ impl Image {
             bytes.extend_from_slice(&self.l1.get(index).to_be_bytes());
         }
         bytes.resize(bytes.len().next_multiple_of(self.geometry.cluster_len()), 0);
+        self.meta.before(Step::WriteL1)?;
         self.meta.write(Kinds::ACTIVE_L1, place, &bytes)?;
+        self.meta.before(Step::SwitchL1)?;
         let (old_place, old_len) = (self.meta.header().l1_table_offset, old_entries * 8);
         self.meta
             .overlap()

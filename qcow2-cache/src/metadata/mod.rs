@@ -16,6 +16,7 @@
 
 mod health;
 mod order;
+mod probe;
 mod rewrite;
 mod watcher;
 
@@ -34,6 +35,7 @@ use crate::{
 
 pub use health::field;
 use order::Roots;
+pub use probe::{Probe, Step};
 pub use watcher::Watcher;
 
 /// How a [`Metadata`] is set up.
@@ -70,6 +72,7 @@ pub struct Metadata {
     header: Mutex<Header>,
     poisoned: AtomicBool,
     watcher: Option<Watcher>,
+    probe: Option<Probe>,
     /// The watcher knows.
     told: AtomicBool,
     /// The dirty bit is set on disk.
@@ -128,6 +131,7 @@ impl Metadata {
             rules: options.rules,
             poisoned: AtomicBool::new(false),
             watcher: None,
+            probe: None,
             told: AtomicBool::new(false),
             dirty_bit: AtomicBool::new(header.incompatible.dirty()),
             l2: TableCache::new(options.l2_slice_bytes, options.l2_slices).with_distance(distance),
@@ -151,7 +155,9 @@ impl Metadata {
         };
         let data = self.data.clone();
         let renewed = Self::new(Arc::clone(&self.storage), data, header, &options);
-        renewed.watched(self.watcher.clone())
+        renewed
+            .watched(self.watcher.clone())
+            .probed(self.probe.clone())
     }
 
     /// With someone who is told when the image is found corrupt.
@@ -169,6 +175,11 @@ impl Metadata {
     /// Where guest data lies: the external data file, or the image file.
     pub fn data(&self) -> &Arc<dyn Storage> {
         self.data.as_ref().unwrap_or(&self.storage)
+    }
+
+    /// Whether refcounts are written at the end only, under the dirty bit.
+    pub fn has_lazy_refcounts(&self) -> bool {
+        self.lazy_refcounts
     }
 
     /// Whether guest data lies in a file of its own.

@@ -49,7 +49,7 @@ use overlay::Overlay;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Level {
-    /// Frees leaked space, if nothing is wrong that could hide references.
+    /// Frees leaked space, if nothing is wrong that could hide references, and puts COPIED flags right, which mirror refcounts.
     Leaks,
     /// Makes everything consistent that the image's own structures allow to.
     All,
@@ -90,6 +90,18 @@ pub enum Orphans {
     Free,
 }
 
+/// Where refcounts are put right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RefcountRepair {
+    /// In place, as far as a table and blocks have places of their own. What is missing goes to the end of the file.
+    #[default]
+    InPlace,
+    /// As QEMU does it: where a cluster in use has no refcount at all, or refcount structures have no place of their own, all of them
+    /// are made anew. They take the lowest free places (a block none before the clusters that it counts, the table after all blocks), and
+    /// the old ones are freed. Where references may be hidden, as [`InPlace`](Self::InPlace): what looks free may not be.
+    Anew,
+}
+
 /// How to repair.
 #[derive(Clone, Copy)]
 pub struct RepairOptions<'a> {
@@ -107,6 +119,8 @@ pub struct RepairOptions<'a> {
     pub stale_bitmaps: StaleBitmaps,
     /// Clusters without references whose pointers may have been given up.
     pub orphans: Orphans,
+    /// Where refcounts are put right.
+    pub refcounts: RefcountRepair,
 }
 
 impl Default for RepairOptions<'_> {
@@ -119,6 +133,7 @@ impl Default for RepairOptions<'_> {
             max_growth: None,
             stale_bitmaps: StaleBitmaps::Keep,
             orphans: Orphans::Snapshot,
+            refcounts: RefcountRepair::InPlace,
         }
     }
 }
@@ -132,6 +147,7 @@ impl fmt::Debug for RepairOptions<'_> {
             .field("max_growth", &self.max_growth)
             .field("stale_bitmaps", &self.stale_bitmaps)
             .field("orphans", &self.orphans)
+            .field("refcounts", &self.refcounts)
             .finish_non_exhaustive()
     }
 }

@@ -67,21 +67,27 @@ impl<'a, 'o> Planner<'a, 'o> {
 
     /// New clusters at the end of the file, one behind the other: the first byte.
     pub(super) fn allocate(&mut self, clusters: u64, cluster_size: u64) -> Result<u64, PlanError> {
-        let limit = self.options.max_growth;
-        let limit = limit.unwrap_or_else(|| self.overlay.base_len().max(GROWTH_MIN));
-        let too_large = |needed| PlanError::TooLarge { needed, limit };
-        let start = self
-            .end
-            .max(self.overlay.new_len())
-            .checked_next_multiple_of(cluster_size)
-            .ok_or_else(|| too_large(u64::MAX))?;
+        let start = self.end.max(self.overlay.new_len());
+        let start = start.checked_next_multiple_of(cluster_size);
+        let start = start.ok_or_else(|| self.too_large(u64::MAX))?;
+        self.occupy(start, clusters, cluster_size)?;
+        Ok(start)
+    }
+
+    /// Takes clusters that are known to be free, from byte `start` on.
+    pub(super) fn occupy(
+        &mut self,
+        start: u64,
+        clusters: u64,
+        cluster_size: u64,
+    ) -> Result<(), PlanError> {
         let end = clusters
             .checked_mul(cluster_size)
             .and_then(|len| start.checked_add(len))
-            .ok_or_else(|| too_large(u64::MAX))?;
+            .ok_or_else(|| self.too_large(u64::MAX))?;
         let needed = end.saturating_sub(self.overlay.base_len());
-        if needed > limit {
-            return Err(too_large(needed));
+        if needed > self.limit() {
+            return Err(self.too_large(needed));
         }
         if end > HOST_OFFSET_LIMIT {
             return Err(PlanError::Limit {
@@ -90,8 +96,19 @@ impl<'a, 'o> Planner<'a, 'o> {
                 limit: HOST_OFFSET_LIMIT,
             });
         }
-        self.end = end;
-        Ok(start)
+        self.end = self.end.max(end);
+        Ok(())
+    }
+
+    /// Bytes that the file may grow by.
+    fn limit(&self) -> u64 {
+        let limit = self.options.max_growth;
+        limit.unwrap_or_else(|| self.overlay.base_len().max(GROWTH_MIN))
+    }
+
+    fn too_large(&self, needed: u64) -> PlanError {
+        let limit = self.limit();
+        PlanError::TooLarge { needed, limit }
     }
 
     fn after(&self) -> Report {
@@ -117,7 +134,9 @@ pub(super) fn make<'a>(
     if options.level == Level::Leaks {
         let is_whole = header::snapshots::hidden(&planner)?.is_none();
         if before.complete && before.verdict() != Verdict::Sound && is_whole {
-            refcounts::lower(&mut planner)?;
+            // Flags mirror refcounts, and none is raised here.
+            let low = before.total(Code::RefcountLow) + before.total(Code::RefcountMissing);
+            refcounts::lower(&mut planner, low == 0)?;
         }
     } else if before.verdict() != Verdict::Sound
         || needs_header(&before)

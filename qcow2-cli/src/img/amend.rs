@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use qcow2_image::create::CreateError;
 use qcow2_image::luks::LuksError;
-use qcow2_image::{AmendError, AmendOptions};
+use qcow2_image::{AmendError, AmendOptions, Image};
 use qcow2_io::Storage;
 
 use super::args::{self, Common, Failure};
 use super::creation;
-use super::progress::Progress;
+use super::progress::{Parts, Progress};
 use crate::node::Access;
 use crate::words::getopt::{Long, Spec};
 use crate::words::{keyval, system};
@@ -193,15 +193,35 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             "Format driver '{driver}' does not support option amendment"
         )));
     };
+    let pairs: Vec<(String, String)> = lists
+        .iter()
+        .flat_map(|list| keyval::parse(list, None))
+        .collect();
+    for (key, _) in &pairs {
+        known(key)?;
+    }
+    keep_backing(&image, &pairs)?;
     let progress = Progress::new(console, shown && !quiet, total);
-    let mut options = AmendOptions::new().force(force).monitor(&progress);
-    if let Some(key) = key {
-        options = options.secret(common.objects.secret(&key).map_err(Failure::new)?);
+    let parts = Parts(&progress);
+    let options = |wanted: &dyn Fn(&str) -> bool| {
+        let mut options = AmendOptions::new().force(force).monitor(&parts);
+        if let Some(key) = &key {
+            options = options.secret(common.objects.secret(key).map_err(Failure::new)?);
+        }
+        for (key, value) in pairs.iter().filter(|(key, _)| wanted(key)) {
+            options = set(options, key, value, &common.objects)?;
+        }
+        Ok::<_, Failure>(options)
+    };
+    let amended = image.amend(&options(&|_| true)?);
+    if let Err(error) = &amended
+        && is_late(error)
+    {
+        // The reference program finds that out when it comes to it, last of all.
+        let rest = options(&|key| key != "compat")?;
+        image.amend(&rest).map_err(|error| refusal(&error))?;
     }
-    for (key, value) in lists.iter().flat_map(|list| keyval::parse(list, None)) {
-        options = set(options, &key, &value, &common.objects)?;
-    }
-    image.amend(&options).map_err(|error| refusal(&error))?;
+    amended.map_err(|error| refusal(&error))?;
     progress.end();
     image
         .close()
@@ -223,12 +243,8 @@ fn help(format: &str, console: &Console) -> Result<(), Failure> {
     Ok(())
 }
 
-fn set<'a>(
-    options: AmendOptions<'a>,
-    key: &str,
-    value: &str,
-    objects: &Objects,
-) -> Result<AmendOptions<'a>, Failure> {
+/// Refuses what is no option of this command.
+fn known(key: &str) -> Result<(), Failure> {
     if CREATION_ONLY.contains(&key) {
         return Err(Failure::new(format_args!("Invalid parameter '{key}'"))
             .hint("This option is only supported for image creation"));
@@ -236,10 +252,44 @@ fn set<'a>(
     if OPTIONS.iter().all(|(name, ..)| *name != key) {
         return Err(Failure::new(format_args!("Invalid parameter '{key}'")));
     }
+    Ok(())
+}
+
+/// Names of the backing file must be those that are there.
+fn keep_backing(image: &Image, pairs: &[(String, String)]) -> Result<(), Failure> {
+    let given = |wanted: &str| {
+        let mut pairs = pairs.iter().rev();
+        pairs
+            .find(|(key, _)| key == wanted)
+            .map(|(_, value)| value.as_bytes())
+    };
+    let (name, format) = (given("backing_file"), given("backing_fmt"));
+    if name.is_none() && format.is_none() {
+        return Ok(());
+    }
+    let header = image.header();
+    if name == header.backing_name.as_deref() && format == header.backing_format() {
+        return Ok(());
+    }
+    Err(Failure::new("Cannot amend the backing file")
+        .hint("You can use 'qemu-img rebase' instead."))
+}
+
+/// Whether a downgrade was refused for what the image holds.
+fn is_late(error: &AmendError) -> bool {
+    matches!(error, AmendError::Refused { option, why } if *option == "compat" && !why.contains("refcount_bits"))
+}
+
+fn set<'a>(
+    options: AmendOptions<'a>,
+    key: &str,
+    value: &str,
+    objects: &Objects,
+) -> Result<AmendOptions<'a>, Failure> {
     let secret = |id: &str| objects.secret(id).map_err(Failure::new);
     match key {
-        "backing_file" | "backing_fmt" => Err(Failure::new("Cannot amend the backing file")
-            .hint("You can use 'qemu-img rebase' instead.")),
+        // It is what it was.
+        "backing_file" | "backing_fmt" => Ok(options),
         "encrypt.new-secret" => Ok(options.new_secret(secret(value)?)),
         "encrypt.old-secret" => Ok(options.old_secret(secret(value)?)),
         _ => {
@@ -279,6 +329,9 @@ fn refused_text(option: &str, why: &str) -> String {
         }
         "data_file" if why.contains("no external data file") => {
             "data-file can only be set for images that use an external data file".to_owned()
+        }
+        "compat" if why.contains("refcount_bits") => {
+            "compat=0.10 requires refcount_bits=16".to_owned()
         }
         "compat" if why.contains("snapshot") => {
             "Internal snapshots prevent downgrade of image".to_owned()

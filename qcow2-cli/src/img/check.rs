@@ -1,11 +1,9 @@
 //! `check`: is an image consistent, and mend it.
 
-mod words;
-
 use std::process::ExitCode;
 
-use qcow2_check::repair::{self, Level, Plan, RepairOptions};
-use qcow2_check::{Code, Counts, Finding, Options, Report, check};
+use qcow2_check::repair::Level;
+use qcow2_check::{Counts, Report};
 use qcow2_io::Storage;
 
 use super::args::{self, Common, Failure, Output};
@@ -13,7 +11,7 @@ use crate::node::{Access, Node};
 use crate::words::dict::Value;
 use crate::words::getopt::{Long, Spec};
 use crate::words::system;
-use crate::{Console, complain, say};
+use crate::{Console, complain, mend, say};
 
 const SPEC: Spec = Spec {
     short: "hf:r:T:qU",
@@ -139,7 +137,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     // What is done on the way is not told to programs, and not to the quiet.
     let listener = (output == Output::Human && !quiet).then_some(console);
     let (report, fixed) = match level {
-        None => (inspect(&*file_of(&node), console), None),
+        None => (mend::inspect(&*file_of(&node)), None),
         Some(level) => mend(
             &common,
             node,
@@ -186,118 +184,6 @@ fn file_of(node: &Node) -> std::sync::Arc<dyn Storage> {
         .map_or_else(|| node.storage(), Node::storage)
 }
 
-/// Checks, and tells what is found.
-fn inspect(file: &dyn Storage, console: &Console) -> Report {
-    let report = check(file, &Options::default());
-    tell(file, &report, console);
-    report
-}
-
-/// Tells of the findings that the reference program has an eye for: structures first, then counts, then flags.
-fn tell(file: &dyn Storage, report: &Report, console: &Console) {
-    for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
-        complain!(console, "{}", line(finding));
-    }
-    for finding in counted(report, is_count) {
-        let verb = match finding.code {
-            Code::Leak => "Leaked",
-            _ => "ERROR",
-        };
-        refcounts(finding, cluster_size(file), verb, console);
-    }
-    for finding in counted(report, |code| code == Code::CopiedWrong) {
-        complain!(console, "ERROR {}", words::of_flag(file, file, finding));
-    }
-}
-
-/// Whether it is about a refcount.
-fn is_count(code: Code) -> bool {
-    matches!(code, Code::Leak | Code::RefcountLow | Code::RefcountMissing)
-}
-
-fn counted(report: &Report, wanted: impl Fn(Code) -> bool) -> impl Iterator<Item = &Finding> {
-    report
-        .findings
-        .iter()
-        .filter(move |finding| finding.code.counted_by_qemu() && wanted(finding.code))
-}
-
-fn cluster_size(file: &dyn Storage) -> u64 {
-    let mut bits = [0; 4];
-    match file.read_at(&mut bits, 20) {
-        Ok(()) => 1_u64.checked_shl(u32::from_be_bytes(bits)).unwrap_or(65536),
-        Err(_) => 65536,
-    }
-}
-
-/// A line for each cluster whose refcount is wrong.
-fn refcounts(finding: &Finding, cluster_size: u64, verb: &str, console: &Console) {
-    let number = |name: &str| {
-        let (_, rest) = finding.detail.rsplit_once(name)?;
-        rest.split(',').next()?.trim().parse::<u64>().ok()
-    };
-    let (Some(range), Some(refcount), Some(references)) = (
-        finding.place.host,
-        number("refcount "),
-        number("references "),
-    ) else {
-        complain!(console, "{verb} {finding}");
-        return;
-    };
-    for cluster in range.start / cluster_size..range.end.div_ceil(cluster_size) {
-        complain!(
-            console,
-            "{verb} cluster {cluster} refcount={refcount} reference={references}"
-        );
-    }
-}
-
-/// Tells what is found and what is done about it; gives the number of flags that come right by themselves, and of those that are
-/// turned beside what was found.
-fn tell_of_repair(
-    file: &dyn Storage,
-    plan: &Plan<'_>,
-    rebuilds: bool,
-    console: &Console,
-) -> (u64, u64) {
-    let report = plan.before();
-    for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
-        complain!(console, "{}", line(finding));
-    }
-    for finding in counted(report, is_count) {
-        let verb = match finding.code {
-            Code::Leak => "Leaked",
-            _ => "ERROR",
-        };
-        refcounts(finding, cluster_size(file), verb, console);
-    }
-    if rebuilds {
-        complain!(console, "Rebuilding refcount structure");
-    } else {
-        for finding in counted(report, is_count) {
-            refcounts(finding, cluster_size(file), "Repairing", console);
-        }
-    }
-    let mut by_themselves = 0;
-    for finding in counted(report, |code| code == Code::CopiedWrong) {
-        if words::flag_changes(file, plan.preview(), finding) {
-            complain!(
-                console,
-                "Repairing {}",
-                words::of_flag(file, plan.preview(), finding)
-            );
-        } else {
-            by_themselves += finding.count;
-        }
-    }
-    let known: Vec<&Finding> = counted(report, |code| code == Code::CopiedWrong).collect();
-    let turned = words::flags_turned(file, plan, &known);
-    for line in &turned {
-        complain!(console, "Repairing {line}");
-    }
-    (by_themselves, turned.len() as u64)
-}
-
 /// Mends what can be mended; gives the report of a second look, and how much was mended.
 fn mend(
     common: &Common,
@@ -316,28 +202,22 @@ fn mend(
     };
     let node = common.open_file(name, format, &access)?;
     let file = node.storage();
-    let options = RepairOptions {
-        level,
-        ..RepairOptions::default()
-    };
     let failed = |error: &dyn std::error::Error| {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        Failure::new(format_args!("Check failed: {text}"))
+        Failure::new(format_args!("Check failed: {}", mend::with_causes(error)))
     };
-    let plan = repair::plan(&*file, &options).map_err(|error| failed(&error))?;
+    let plan = mend::plan(&*file, level).map_err(|error| failed(&error))?;
     let before = plan.before().counts;
     let after = plan.after().counts;
+    if level == Level::Leaks && mend::lacks_refcounts(plan.before()) {
+        mend::tell(&*file, plan.before());
+        complain!(console, "ERROR need to rebuild refcount structures");
+        return Err(Failure::new("Check failed: Input/output error"));
+    }
     if plan.is_empty() {
-        tell(&*file, plan.before(), console);
+        mend::tell(&*file, plan.before());
         return Ok((plan.after().clone(), None));
     }
-    let rebuilds = plan.before().total(Code::RefcountMissing) > 0;
-    let (flags, turned) = tell_of_repair(&*file, &plan, rebuilds, console);
+    let (flags, turned) = mend::tell_of_repair(&*file, &plan);
     plan.apply(None).map_err(|error| failed(&error))?;
     drop(plan);
     file.flush()
@@ -352,7 +232,7 @@ fn mend(
             .saturating_add(turned),
     );
     if fixed == (0, 0) {
-        return Ok((inspect(&*file, console), None));
+        return Ok((mend::inspect(&*file), None));
     }
     if let Some(listener) = listener {
         say!(
@@ -368,7 +248,7 @@ fn mend(
         say!(listener, "Double checking the fixed image now...");
         console.flush();
     }
-    Ok((inspect(&*file, console), Some(fixed)))
+    Ok((mend::inspect(&*file), Some(fixed)))
 }
 
 impl Outcome {
@@ -443,18 +323,4 @@ impl Outcome {
 #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
 fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole as f64
-}
-
-/// A finding in the words that scripts know.
-fn line(finding: &Finding) -> String {
-    let range = finding.place.host;
-    match finding.code {
-        Code::ReferencePastEnd => format!(
-            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
-             offset {:#x} size {:#x}",
-            range.map_or(0, |range| range.start),
-            range.map_or(0, |range| range.end - range.start)
-        ),
-        _ => format!("ERROR {finding}"),
-    }
 }

@@ -15,8 +15,8 @@ pub(crate) struct Progress<'a> {
     console: &'a Console,
     shown: bool,
     asked: Arc<AtomicBool>,
-    /// Hundredths of a percent that were shown last. Threads tell their steps in any order.
-    last: Mutex<Option<u64>>,
+    /// Percent that were shown last. Threads tell their steps in any order.
+    last: Mutex<Option<f64>>,
     /// What the whole is that a part of the work is counted in.
     total: u64,
     /// Bytes a second that the work may do, and since when.
@@ -59,28 +59,29 @@ impl<'a> Progress<'a> {
 
     /// So many bytes are done.
     pub(crate) fn at(&self, done: u64) {
-        let part = match self.total {
-            0 => 10_000,
-            total => u64::try_from(u128::from(done) * 10_000 / u128::from(total)).unwrap_or(10_000),
-        };
+        self.part(done, self.total);
+    }
+
+    /// So much of a whole is done.
+    fn part(&self, done: u64, total: u64) {
         let asked = self.asked.swap(false, Ordering::Relaxed);
         if !self.shown && !asked {
             return;
         }
+        let percent = percent(done, total);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // A step that nobody can see is none, nor is one back; the last one always shows.
         let is_step = match *last {
             None => true,
-            Some(last) => part >= last.saturating_add(100) || part == 10_000,
+            Some(last) => percent >= last + 1.0 || done >= total,
         };
         if !asked && !is_step {
             return;
         }
-        *last = Some(part.max(last.unwrap_or(0)));
-        let (whole, rest) = (part / 100, part % 100);
+        *last = Some(percent.max(last.unwrap_or(0.0)));
         let end = if self.shown { '\r' } else { '\n' };
         self.console
-            .out(format_args!("    ({whole}.{rest:02}/100%){end}"));
+            .out(format_args!("    ({percent:.2}/100%){end}"));
         self.console.flush();
     }
 
@@ -96,6 +97,24 @@ impl<'a> Progress<'a> {
             self.console.out(format_args!("\n"));
             self.console.flush();
         }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+fn percent(done: u64, total: u64) -> f64 {
+    if done >= total {
+        100.0
+    } else {
+        done as f64 * 100.0 / total as f64
+    }
+}
+
+/// Progress of work that counts in units of its own.
+pub(crate) struct Parts<'a, 'p>(pub(crate) &'a Progress<'p>);
+
+impl Monitor for Parts<'_, '_> {
+    fn progress(&self, done: u64, total: u64) {
+        self.0.part(done, total);
     }
 }
 

@@ -233,6 +233,17 @@ fn delete(node: &Node, name: &str) -> Result<(), Failure> {
         .delete_snapshot(&key(name))
         .map_err(|error| match error {
             ImageError::NoSnapshot { .. } => wrap(missing),
-            error => wrap(&system::describe(&error)),
+            error => {
+                let left = image.snapshots().unwrap_or_default();
+                let is_left = left
+                    .iter()
+                    .any(|one| one.name == name.as_bytes() || one.id == name.as_bytes());
+                let text = system::describe(&error);
+                if is_left {
+                    wrap(&text)
+                } else {
+                    wrap(&format!("Failed to free the cluster and L1 table: {text}"))
+                }
+            }
         })
 }

@@ -347,7 +347,13 @@ impl<'a> Session<'a> {
             None => Ok(()),
         };
         closed.map_err(|text| {
-            complain!(self.console, "qemu-io: {text}");
+            // What is left in memory then is of both kinds.
+            for cache in ["L2 table", "refcount block"] {
+                complain!(
+                    self.console,
+                    "qemu-io: Failed to flush the {cache} cache: {text}"
+                );
+            }
             Failed
         })
     }

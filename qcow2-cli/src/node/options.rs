@@ -168,13 +168,12 @@ impl NodeOptions {
 
     /// Whether a plain file name would not say it all.
     pub fn says_more_than_a_name(&self) -> bool {
-        self.0.keys().any(|key| {
-            key.starts_with("encrypt.")
-                || key.starts_with("data-file.")
-                || matches!(key.as_str(), "offset" | "size")
-        }) || self
-            .text("file.driver")
-            .is_some_and(|driver| driver != "file")
+        self.0
+            .keys()
+            .any(|key| key.starts_with("encrypt.") || matches!(key.as_str(), "offset" | "size"))
+            || self
+                .text("file.driver")
+                .is_some_and(|driver| driver != "file")
     }
 
     /// Moves what describes the child of a role up to be this node's own.

@@ -11,6 +11,7 @@ use qcow2_image::{
 
 use super::open::Opener;
 use super::{Access, Content, Node, NodeOptions, OpenError, corruption, name};
+use crate::mend;
 
 pub(super) fn open(
     opener: Opener<'_>,
@@ -42,7 +43,7 @@ pub(super) fn open(
     }
     let mut children = Vec::new();
     if header.incompatible.external_data() {
-        let data = open_data_file(opener, data, &header, &file, access, layer)?;
+        let data = open_data_file(opener, data, &header, access, layer)?;
         image = image.data_file(data.storage());
         children.push(("data-file", data));
     }
@@ -63,6 +64,13 @@ pub(super) fn open(
             Content::Filtered(_, base) | Content::Plain(base) => image.backing(Arc::clone(base)),
         },
     };
+    if access.write && header.incompatible.dirty() && !header.incompatible.corrupt() {
+        mend::unclosed(&*file.storage())
+            .map_err(|text| OpenError::new(format!("Could not repair dirty image: {text}")))?;
+    }
+    if let Some(debug) = &file.debug {
+        image = image.probe(debug.probe());
+    }
     let image: Image = image
         .open(file.storage())
         .map_err(|error| refusal(&error, &header))?;
@@ -243,7 +251,6 @@ fn open_data_file(
     opener: Opener<'_>,
     mut data: NodeOptions,
     header: &Header,
-    file: &Node,
     access: &Access,
     layer: usize,
 ) -> Result<Node, OpenError> {
@@ -251,7 +258,8 @@ fn open_data_file(
         let named = header.data_file_name().map(String::from_utf8_lossy);
         let named =
             named.ok_or_else(|| OpenError::new("'data-file' is required for this image"))?;
-        data.set("filename", name::resolve(&file.filename, &named));
+        // Unlike that of a backing file it is taken from where the program runs, as the reference program does.
+        data.set("filename", named);
     }
     data.set_default("driver", "file");
     opener.node(data, access, layer)

@@ -74,8 +74,20 @@ impl Image {
         let backed = self.backing.is_some() || self.meta.header().backing_name.is_some();
         let tables = self.all_tables()?;
         let size = self.cluster_size();
-        let total = tables.len() as u64 * size;
-        let (mut done, mut whole) = (0, true);
+        // Counted are L1 entries: those without a table are done.
+        let mut entries = 0;
+        self.for_each_l1(|_, l1| {
+            entries += l1.len() as u64;
+            Ok(())
+        })?;
+        let mut left: u64 = tables.iter().map(|table| table.times).sum();
+        let mut whole = true;
+        let tell = |left: u64| {
+            if let Some(monitor) = monitor {
+                monitor.progress((entries - left) * size, entries * size);
+            }
+        };
+        (left..entries).rev().for_each(tell);
         self.for_each_piece(&tables, |piece| {
             if monitor.is_some_and(Monitor::is_cancelled) {
                 whole = false;
@@ -101,10 +113,9 @@ impl Image {
                     Ok::<_, ImageError>(self.is_zero(entry).then(L2Entry::default))
                 })?
             };
-            done += piece.tables.len() as u64 * size;
-            if let Some(monitor) = monitor {
-                monitor.progress(done, total);
-            }
+            let done: u64 = piece.tables.iter().map(|table| table.times).sum();
+            left -= done;
+            (left..left + done).rev().for_each(tell);
             Ok(ControlFlow::Continue(changed))
         })
         .map(|()| whole)

@@ -121,7 +121,8 @@ impl<'a> AmendOptions<'a> {
         self
     }
 
-    /// Who watches. Progress is told in bytes of metadata; for the width of refcounts, and for a downgrade.
+    /// Who watches. Progress is told in bytes of metadata; for the width of refcounts, and for a downgrade, where each entry of an L1 table
+    /// counts as the L2 table that it leads to, or could lead to.
     pub fn monitor(mut self, monitor: &'a dyn Monitor) -> Self {
         self.monitor = Some(monitor);
         self

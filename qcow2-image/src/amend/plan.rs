@@ -1,8 +1,8 @@
 //! What is to be done, judged as a whole before anything is.
 
-use qcow2_format::Header;
 use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::header::{CompressionType, Version};
+use qcow2_format::{Geometry, Header};
 
 use super::{AmendError, AmendOptions, header};
 use crate::Image;
@@ -126,6 +126,9 @@ impl Plan {
             }
         }
         let mut last = header.clone();
+        if let Some(order) = self.refcount_order {
+            last.geometry = geometry_with(last.geometry, order)?;
+        }
         header::downgrade(&mut last);
         last.encode()?;
         if header.compression_type != CompressionType::Zlib && image.has_compressed()? {
@@ -133,6 +136,12 @@ impl Plan {
         }
         image.check_sound()
     }
+}
+
+/// The geometry of an image whose refcounts have another width.
+pub(super) fn geometry_with(old: Geometry, order: u32) -> Result<Geometry, AmendError> {
+    Geometry::new(old.cluster_bits(), order, old.extended_l2())
+        .map_err(|_| AmendError::refused("refcount_bits", "no such width"))
 }
 
 /// The new width of refcounts, if it is another.

@@ -10,6 +10,7 @@ use qcow2_format::{Geometry, HostCluster, HostOffset, RefcountBlock, set_refcoun
 use qcow2_io::Storage as _;
 
 use super::AmendError;
+use super::plan::geometry_with;
 use crate::Image;
 use crate::copy::Monitor;
 
@@ -101,9 +102,7 @@ impl Image {
         order: u32,
         monitor: Option<&dyn Monitor>,
     ) -> Result<(), AmendError> {
-        let geometry = self.geometry;
-        let new = Geometry::new(geometry.cluster_bits(), order, geometry.extended_l2())
-            .map_err(|_| AmendError::refused("refcount_bits", "no such width"))?;
+        let new = geometry_with(self.geometry, order)?;
         let mut old = self.old_refcounts()?;
         let new = self.plan_refcounts(&mut old, new)?;
         let storage = self.meta.storage();

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qcow2_alloc::{AllocError, Reason};
-use qcow2_cache::Kinds;
 use qcow2_cache::sync::{Mutex, lock};
+use qcow2_cache::{Kinds, Step};
 use qcow2_format::{Geometry, HostCluster, HostOffset, L1Entry, RefcountBlock, set_refcount};
 use qcow2_io::Storage as _;
 
@@ -235,6 +235,7 @@ impl Image {
         for run in &freed {
             alloc.check_unowned(HostCluster::new(run.start), run.end - run.start)?;
         }
+        self.meta.before(Step::Free)?;
         self.punch(reason, &data)?;
         self.meta.write(Kinds::REFCOUNT_BLOCK, place, &bytes)?;
         for run in freed {

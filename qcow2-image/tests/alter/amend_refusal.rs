@@ -84,6 +84,20 @@ fn what_version_2_can_not_say_is_refused() {
 }
 
 #[test]
+fn a_downgrade_takes_the_width_along_that_it_needs() {
+    for bits in [1, 64] {
+        let (memory, mut image) = image(&new().refcount_bits(bits), |image| {
+            image.write_at(&[1; 10_000], 0).unwrap();
+        });
+        let down = AmendOptions::new().version(Version::V2).refcount_bits(16);
+        image.amend(&down).unwrap();
+        assert_eq!(image.header().version, Version::V2);
+        image.close().unwrap();
+        assert_sound(&memory);
+    }
+}
+
+#[test]
 fn what_does_not_fit_the_image_is_refused() {
     let nothing = |_: &Image| {};
     let options = AmendOptions::new;

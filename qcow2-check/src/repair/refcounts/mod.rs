@@ -2,7 +2,7 @@
 //!
 //! The structures that hold them own nothing that could not be made again, so they give way to everything else: a block or table that
 //! shares its place, lies past the end or can't be found is made anew at the end of the file. What is where it should be stays and
-//! is corrected in place.
+//! is corrected in place. [`RefcountRepair::Anew`] makes all of them anew where refcounts are missing.
 
 mod flags;
 mod pass;
@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use super::action::{Action, ActionKind};
 use super::plan::Planner;
-use super::{Orphans, PlanError, header};
+use super::{Orphans, PlanError, RefcountRepair, header};
 use crate::blocks::Blocks;
-use crate::{Code, Finding, Place, Run, Structure, load, references};
+use crate::refmap::RefMap;
+use crate::{Code, Finding, Place, Run, Severity, Structure, load, references};
 
 use flags::mend_flags;
-use pass::{Changed, Direction, Pass};
+use pass::{Changed, Direction, Pass, lacks};
 use table::Table;
 
 /// The finding that ended a phase.
@@ -43,11 +44,14 @@ pub(super) fn no_threads() -> PlanError {
     )))
 }
 
-/// Lowers refcounts that are too high, and does nothing else. All references must have been counted.
-pub(super) fn lower(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
+/// Lowers refcounts that are too high, and, if `flags`, sets the COPIED flags that follow from them; does nothing else. All references
+/// must have been counted.
+pub(super) fn lower(planner: &mut Planner<'_, '_>, flags: bool) -> Result<(), PlanError> {
     header::drop_void_bitmaps(planner)?;
     let options = planner.check_options();
     let layer = planner.overlay.layer();
+    // A flag says that the refcount is 1 by now.
+    let mirror = planner.overlay.layer();
     let overlay = Arc::clone(&planner.overlay);
     let overlay = &*overlay;
     let lowered = Run::start(&options, |run| {
@@ -57,7 +61,7 @@ pub(super) fn lower(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
             return Err(hopeless(run));
         };
         if !counted.complete {
-            return Ok(Changed::default());
+            return Ok((Changed::default(), 0));
         }
         let pass = Pass {
             overlay,
@@ -66,10 +70,17 @@ pub(super) fn lower(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
             blocks: &counted.blocks,
             keep: None,
         };
-        pass.run(layer, Direction::Lower, &run)
+        let changed = pass.run(layer, Direction::Lower, &run)?;
+        let wrong = if flags && counted.are_flags_suspect() {
+            mend_flags(overlay, mirror, &loaded.image, &counted.map, &counted.scan)
+        } else {
+            0
+        };
+        Ok((changed, wrong))
     });
-    let changed = lowered.unwrap_or_else(|| Err(no_threads()))?;
+    let (changed, wrong) = lowered.unwrap_or_else(|| Err(no_threads()))?;
     changed.tell(planner, ActionKind::LowerRefcounts);
+    tell_flags(planner, wrong);
     Ok(())
 }
 
@@ -101,17 +112,22 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
 
     let mut table = Table::read(image, &map);
     let mut released = table.claim(image, &mut map);
+    let keep = planner.hidden && planner.options.orphans != Orphans::Free;
+    let anew = planner.options.refcounts == RefcountRepair::Anew && !keep;
+    if anew && counts_all(&run, &map) && (table.is_damaged() || lacks(image, &map, &table)) {
+        table.renew(image);
+    }
     table.complete(planner, image, &mut map, &mut released)?;
+    table.leave_old(&mut map, &mut released);
     table.write(planner, image, (raise, switch))?;
 
     let blocks = Blocks::from(table.blocks());
-    let keep = (planner.hidden && planner.options.orphans != Orphans::Free).then_some(&released);
     let pass = Pass {
         overlay: &overlay,
         image,
         map: &map,
         blocks: &blocks,
-        keep,
+        keep: keep.then_some(&released),
     };
     let raised = pass.run(raise, Direction::Raise, &run)?;
     let wrong = if suspect {
@@ -129,11 +145,22 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         return Err(PlanError::Hopeless(Box::new(finding)));
     }
     raised.tell(planner, ActionKind::RaiseRefcounts);
+    tell_flags(planner, wrong);
+    lowered.tell(planner, ActionKind::LowerRefcounts);
+    Ok(())
+}
+
+fn tell_flags(planner: &mut Planner<'_, '_>, wrong: u64) {
     if wrong > 0 {
         let place = Place::of(Structure::L2Table);
         let reason = "the flags don't agree with the number of references";
         planner.add(Action::new(ActionKind::SetCopied, place, reason).times(wrong));
     }
-    lowered.tell(planner, ActionKind::LowerRefcounts);
-    Ok(())
+}
+
+/// Whether nothing was met that could hide references: then what has none is free.
+fn counts_all(run: &Run<'_>, map: &RefMap) -> bool {
+    run.counts().corruptions == 0
+        && run.total_of(Severity::Error) == 0
+        && map.conflicts().next().is_none()
 }

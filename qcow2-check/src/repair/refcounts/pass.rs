@@ -7,11 +7,43 @@ use super::super::PlanError;
 use super::super::action::{Action, ActionKind, Effect};
 use super::super::overlay::Overlay;
 use super::super::plan::Planner;
+use super::table::Table;
 use crate::blocks::{BlockRef, Blocks};
 use crate::compare::{self, Comparison};
 use crate::image::Image;
 use crate::refmap::RefMap;
 use crate::{Place, Run, Structure};
+
+/// Whether a cluster in use has no refcount at all.
+pub(super) fn lacks(image: &Image<'_>, map: &RefMap, table: &Table) -> bool {
+    let blocks = Blocks::from(table.blocks());
+    let plan = compare::Plan::new(image, &blocks);
+    let end = map.end().max(image.file_clusters());
+    let mut comparison = Comparison::new(image, map, end, Lack(false));
+    let mut buffer = Vec::new();
+    for unit in 0..plan.units {
+        comparison.unit(&plan, unit, &mut buffer);
+        if comparison.judge.0 {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether there was a refcount of 0 where there are references.
+struct Lack(bool);
+
+impl compare::Judge for Lack {
+    fn differ(&mut self, _first: u64, _count: u64, on_disk: u64, expected: u64) {
+        self.0 |= on_disk == 0 && expected > 0;
+    }
+
+    fn behind(&mut self, _base: u64, _bits: u64, _value: impl Fn(u64) -> u64) {}
+
+    fn overflow(&mut self, _cluster: u64, _weight: u64, _max: u64) {}
+
+    fn unreadable(&mut self, _index: u64, _block: BlockRef, _start: u64, _stop: u64) {}
+}
 
 /// Which refcounts a pass changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

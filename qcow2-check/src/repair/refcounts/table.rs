@@ -1,5 +1,7 @@
 //! The refcount table and the places of its blocks.
 
+mod renew;
+
 use qcow2_format::geometry::{MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS};
 use qcow2_format::{HostOffset, RefcountTableEntry};
 
@@ -32,6 +34,10 @@ pub(super) struct Table {
     is_shared: bool,
     /// Indices of blocks whose place has another owner.
     shared_blocks: Vec<u64>,
+    /// If all of this is made anew: the clusters that it had.
+    old: Option<Vec<(u64, u64)>>,
+    /// When all is made anew: no cluster before this is free for a block.
+    no_room_before: u64,
 }
 
 impl Table {
@@ -56,6 +62,8 @@ impl Table {
             is_shared: (first..first.saturating_add(clusters.min(CLUSTERS_MAX)))
                 .any(|cluster| others.is_seen(cluster)),
             shared_blocks: Vec::new(),
+            old: None,
+            no_room_before: 0,
         };
         let in_file = len
             .min(MAX_REFCOUNT_TABLE_BYTES)
@@ -124,6 +132,7 @@ impl Table {
         loop {
             let mut added = false;
             let mut page = 0;
+            self.no_room_before = 0;
             while let Some(found) = map.next_page(page, u64::MAX) {
                 // A block may be for a part of a page, where blocks are small.
                 let first = found.saturating_mul(PAGE_CLUSTERS);
@@ -137,7 +146,8 @@ impl Table {
                     if used && self.block(index) == 0 {
                         // Before memory is set aside for an index: a sparse file may reach far.
                         limit_table((index + 1).saturating_mul(8))?;
-                        self.set_block(index, planner.allocate(1, size)?);
+                        let place = self.block_place(planner, map, index * per_block, size)?;
+                        self.set_block(index, place);
                         map.add(
                             self.block(index) >> bits,
                             1,
@@ -156,9 +166,7 @@ impl Table {
             match self.place {
                 Some((_, clusters)) if clusters >= needed => {}
                 old => {
-                    // Some room, since the table itself may call for another block.
-                    let clusters = (needed + needed / 8).min(MAX_REFCOUNT_TABLE_BYTES / size);
-                    let offset = planner.allocate(clusters, size)?;
+                    let (offset, clusters) = self.table_place(planner, map, needed, size)?;
                     map.add_run(offset >> bits, clusters, 1);
                     if let Some((old, clusters)) = old {
                         // What the old table has now is free again: it was counted once.
@@ -217,7 +225,13 @@ impl Table {
         for (index, block) in &self.new_blocks {
             let old = usize::try_from(*index).ok().and_then(|i| self.found.get(i));
             let is_shared = self.shared_blocks.contains(index);
+            if self.old.is_some() {
+                // Whoever had that place before has left something there.
+                let zeros = vec![0; image.geometry.cluster_len()];
+                planner.overlay.write(content, *block, &zeros)?;
+            }
             let reason = match old {
+                _ if self.old.is_some() => "all blocks are made anew".to_owned(),
                 None | Some(0) => "no block holds the refcounts of clusters in use".to_owned(),
                 Some(old) if is_shared => format!(
                     "what the entry {old:#x} leads to is somebody else's, too, and may hold refcounts by now"
@@ -240,8 +254,13 @@ impl Table {
             fields.extend(count.to_be_bytes());
             planner.overlay.write(switch, TABLE_FIELDS, &fields)?;
             let place = Place::of(Structure::RefcountTable).at(offset, clusters * size);
+            let why = if self.old.is_some() {
+                "is made anew: refcounts are missing"
+            } else {
+                "is too short or has no place of its own"
+            };
             let reason = format!(
-                "the table at {:#x}, {} clusters, is too short or has no place of its own",
+                "the table at {:#x}, {} clusters, {why}",
                 self.named.0, self.named.1
             );
             let action = Action::new(ActionKind::MakeRefcountTable, place, reason);

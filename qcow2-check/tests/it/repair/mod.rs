@@ -1,5 +1,8 @@
 //! Repairs, judged by both checkers, by what a guest reads, and beside `qemu-img check -r all`.
 
+/// Refcount structures made anew where QEMU makes them.
+mod anew;
+
 /// What a guest can read.
 mod guest;
 

@@ -1,8 +1,9 @@
 //! The driver `blkdebug`: faults, limits and pauses on command, for tests.
 //!
-//! What an image does tells itself by where it does it: a write to an L2 table is an `l2_update`. So the engine knows nothing of this; the
-//! node of the image tells, once it is open, what lies where.
+//! Of its work on metadata the engine tells before each step, which is then an event of a name that scripts know. What is read, and all data,
+//! tells itself by where it lies, once the image is open.
 
+mod events;
 mod rules;
 
 use std::fs;
@@ -10,7 +11,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 
-use qcow2_image::{Image, Kinds};
+use qcow2_image::{Image, Probe};
 use qcow2_io::{
     Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags,
 };
@@ -203,35 +204,19 @@ impl Blkdebug {
         }
     }
 
-    /// What a request is, by what lies there.
-    fn event(&self, offset: u64, writes: bool) -> &'static str {
-        let image = self.image.get().and_then(Weak::upgrade);
-        let kinds = image.map_or(Kinds::NONE, |image| image.kinds_at(offset));
-        let events = [
-            (Kinds::ACTIVE_L2, "l2_load", "l2_update"),
-            (Kinds::ACTIVE_L1, "l1_load", "l1_update"),
-            (
-                Kinds::REFCOUNT_BLOCK,
-                "refblock_load",
-                "refblock_update_part",
-            ),
-            (Kinds::REFCOUNT_TABLE, "reftable_load", "reftable_update"),
-        ];
-        for (kind, reads_as, writes_as) in events {
-            if kinds.intersects(kind) {
-                return if writes { writes_as } else { reads_as };
-            }
-        }
-        if writes { "write_aio" } else { "read_aio" }
+    /// Events of the image that is about to lie in here.
+    pub(super) fn probe(self: &Arc<Self>) -> Probe {
+        let this = Arc::clone(self);
+        Probe::new(move |step| this.step(step))
     }
 
     /// Lets a request happen, or fail.
     fn pass(&self, kind: IoType, operation: Operation, offset: u64, len: u64) -> Result<()> {
         let event = match kind {
-            IoType::Read => self.event(offset, false),
+            IoType::Read => self.reading(offset),
             IoType::Flush => "flush_to_disk",
             IoType::BlockStatus => "none",
-            _ => self.event(offset, true),
+            _ => self.writing(offset),
         };
         self.stop_at(event);
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);

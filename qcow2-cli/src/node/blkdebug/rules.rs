@@ -58,6 +58,8 @@ enum Action {
 pub(super) struct Rules {
     rules: Vec<Rule>,
     state: u64,
+    /// What all writes fail with, since one has that is not to be the only one.
+    stuck: Option<Errno>,
 }
 
 impl Rules {
@@ -79,7 +81,11 @@ impl Rules {
                 rules.push(Rule::from_options(list, entry)?);
             }
         }
-        Ok(Self { rules, state: 1 })
+        Ok(Self {
+            rules,
+            state: 1,
+            stuck: None,
+        })
     }
 
     /// Adds the rules of a configuration file.
@@ -154,15 +160,38 @@ impl Rules {
         if let Some(state) = entered {
             self.state = state;
         }
-        let index = found?;
+        let writes = matches!(kind, IoType::Write | IoType::WriteZeroes);
+        let Some(index) = found else {
+            return self.stuck.filter(|_| writes);
+        };
         let (errno, once) = match self.rules.get(index)?.action {
             Action::Fail { errno, once, .. } => (errno, once),
             Action::Enter(_) => return None,
         };
         if once {
             self.rules.remove(index);
+        } else if self.sticks(index, event) && writes {
+            self.stuck = Some(errno);
         }
         Some(errno)
+    }
+
+    /// Whether what fails by a rule goes on to fail with all that is written after it: where it is not to fail once, and nowhere in particular.
+    /// Where places are only looked for, nothing is being written yet.
+    fn sticks(&self, index: usize, event: &str) -> bool {
+        let rule = self.rules.get(index);
+        !matches!(event, "none" | "cluster_alloc" | "l1_grow_alloc_table")
+            && rule.is_some_and(|rule| {
+                matches!(
+                    rule.action,
+                    Action::Fail {
+                        sector: None,
+                        kind: None,
+                        once: false,
+                        ..
+                    }
+                )
+            })
     }
 }
 

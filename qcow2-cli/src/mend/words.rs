@@ -1,8 +1,10 @@
-//! What is said of COPIED flags: the entry and the refcount that it should mirror.
+//! What is said of refcounts, and of COPIED flags: the entry and the refcount that it should mirror.
+
+use std::ops::Range;
 
 use qcow2_check::repair::Plan;
-use qcow2_check::{Finding, Structure};
-use qcow2_format::geometry::MAX_L1_BYTES;
+use qcow2_check::{Code, Finding, Structure};
+use qcow2_format::geometry::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use qcow2_io::Storage;
 
 /// Bits of an entry that are a host offset.
@@ -140,4 +142,81 @@ pub(super) fn flags_turned(file: &dyn Storage, plan: &Plan<'_>, known: &[&Findin
 pub(super) fn flag_changes(file: &dyn Storage, repaired: &dyn Storage, finding: &Finding) -> bool {
     let place = place_of(file, finding);
     word(file, place) != word(repaired, place)
+}
+
+/// Bytes in a cluster.
+pub(super) fn cluster_size(file: &dyn Storage) -> u64 {
+    1 << half_word(file, 20).clamp(9, 21)
+}
+
+/// Clusters whose refcount is the same and wrong, that refcount, and their references.
+pub(super) fn of_count(finding: &Finding, cluster_size: u64) -> Option<(Range<u64>, u64, u64)> {
+    let number = |name: &str| {
+        let (_, rest) = finding.detail.rsplit_once(name)?;
+        rest.split(',').next()?.trim().parse::<u64>().ok()
+    };
+    let range = finding.place.host?;
+    Some((
+        range.start / cluster_size..range.end.div_ceil(cluster_size),
+        number("refcount ")?,
+        number("references ")?,
+    ))
+}
+
+/// A finding in the words that scripts know.
+pub(super) fn line(finding: &Finding) -> String {
+    let range = finding.place.host;
+    match finding.code {
+        Code::ReferencePastEnd => format!(
+            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
+             offset {:#x} size {:#x}",
+            range.map_or(0, |range| range.start),
+            range.map_or(0, |range| range.end - range.start)
+        ),
+        Code::RefcountOverflow => format!(
+            "ERROR: overflow cluster offset={:#x}\n\
+             Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if \
+             the image cannot be opened for writing",
+            range.map_or(0, |range| range.start)
+        ),
+        _ => format!("ERROR {finding}"),
+    }
+}
+
+/// Whether a repair makes the refcount table anew.
+pub(super) fn is_rebuilt(file: &dyn Storage, plan: &Plan<'_>) -> bool {
+    word(file, 48) != word(plan.preview(), 48)
+}
+
+/// The clusters that the refcount structures of `file` have and those of the repaired image have not, in their order, with the references
+/// that they have without them.
+pub(super) fn structures_left(file: &dyn Storage, plan: &Plan<'_>) -> Vec<(u64, u64)> {
+    let after = plan.preview();
+    let size = cluster_size(file);
+    let kept = structures(after);
+    let mut left = structures(file);
+    left.retain(|cluster| {
+        kept.binary_search(cluster).is_err() && cluster.saturating_mul(size) < plan.old_len()
+    });
+    left.into_iter()
+        .map(|cluster| (cluster, refcount(after, cluster * size)))
+        .collect()
+}
+
+/// The clusters of the refcount table and of its blocks.
+fn structures(file: &dyn Storage) -> Vec<u64> {
+    let size = cluster_size(file);
+    let table = word(file, 48);
+    let len = u64::from(half_word(file, 56)).saturating_mul(size);
+    let len = len.min(MAX_REFCOUNT_TABLE_BYTES);
+    let mut clusters: Vec<u64> = (table / size..table.saturating_add(len) / size).collect();
+    for place in (table..table.saturating_add(len)).step_by(8) {
+        match word(file, place) & !0x1ff {
+            0 => {}
+            block => clusters.push(block / size),
+        }
+    }
+    clusters.sort_unstable();
+    clusters.dedup();
+    clusters
 }

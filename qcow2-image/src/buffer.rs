@@ -1,4 +1,5 @@
-//! Buffers that a thread uses again and again: fresh memory costs more than what is done with it.
+//! Buffers that are used again and again, for fresh memory costs more than what is done with it; and that begin where pages do, for some
+//! processors copy pages of a file to other places at a fifth of the speed.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -8,19 +9,71 @@ const KEPT: usize = 4;
 /// The largest that is kept; bytes.
 const KEPT_LEN: usize = 2 << 20;
 
+/// Where buffers begin: multiples of this; bytes.
+const PAGE: usize = 4096;
+
 thread_local! {
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<Pages>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes that begin where a page does.
+#[derive(Debug, Default)]
+pub(crate) struct Pages {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Pages {
+    pub(crate) const EMPTY: Self = Self {
+        bytes: Vec::new(),
+        start: 0,
+        len: 0,
+    };
+
+    /// Makes them at least so many; then there is anything in them.
+    pub(crate) fn grow(&mut self, len: usize) {
+        if self.len < len {
+            self.resize(len);
+        }
+    }
+
+    /// Makes them so many; there may be anything in them.
+    pub(crate) fn resize(&mut self, len: usize) {
+        if self.bytes.len() < len.saturating_add(PAGE) {
+            self.bytes = vec![0; len.saturating_add(PAGE)];
+            let address = self.bytes.as_ptr().addr();
+            self.start = address.next_multiple_of(PAGE) - address;
+        }
+        self.len = len;
+    }
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let end = self.start.saturating_add(self.len);
+        self.bytes.get(self.start..end).unwrap_or_default()
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let end = self.start.saturating_add(self.len);
+        self.bytes.get_mut(self.start..end).unwrap_or_default()
+    }
 }
 
 /// Some bytes, back with their thread when they are dropped.
 pub(crate) struct Buffer {
-    bytes: Vec<u8>,
+    pages: Pages,
     len: usize,
 }
 
 impl Buffer {
     pub(crate) const EMPTY: Self = Self {
-        bytes: Vec::new(),
+        pages: Pages::EMPTY,
         len: 0,
     };
 
@@ -29,11 +82,9 @@ impl Buffer {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         // A thread that is ending has none.
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
-        let mut bytes = spare.ok().flatten().unwrap_or_default();
-        if bytes.len() < len {
-            bytes.resize(len, 0);
-        }
-        Self { bytes, len }
+        let mut pages = spare.ok().flatten().unwrap_or_default();
+        pages.grow(len);
+        Self { pages, len }
     }
 }
 
@@ -41,26 +92,26 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        self.pages.get(..self.len).unwrap_or_default()
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(..self.len).unwrap_or_default()
+        self.pages.get_mut(..self.len).unwrap_or_default()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        if bytes.is_empty() || bytes.capacity() > KEPT_LEN {
+        let pages = std::mem::take(&mut self.pages);
+        if pages.is_empty() || pages.len() > KEPT_LEN {
             return;
         }
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < KEPT {
-                spare.push(bytes);
+                spare.push(pages);
             }
         });
     }
@@ -85,10 +136,23 @@ mod tests {
     }
 
     #[test]
+    fn buffers_begin_where_pages_do() {
+        let mut pages = Pages::default();
+        for len in [1, 512, 5000, 4000, 300_000] {
+            pages.grow(len);
+            assert!(pages.len() >= len);
+            assert!(pages.as_ptr().addr().is_multiple_of(PAGE));
+            pages.fill(1);
+        }
+        assert!(Buffer::unfilled(100).as_ptr().addr().is_multiple_of(PAGE));
+        assert!(Pages::EMPTY.is_empty());
+    }
+
+    #[test]
     fn large_ones_are_not_kept() {
         let len = KEPT_LEN as u64 + 1;
         drop(Buffer::unfilled(len));
-        assert!(SPARE.with_borrow(|spare| spare.iter().all(|bytes| bytes.len() <= KEPT_LEN)));
+        assert!(SPARE.with_borrow(|spare| spare.iter().all(|pages| pages.len() <= KEPT_LEN)));
         assert!(Buffer::EMPTY.is_empty());
     }
 }

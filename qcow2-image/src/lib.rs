@@ -42,6 +42,7 @@ mod options;
 mod pack;
 #[cfg(feature = "queue")]
 pub mod queue;
+mod rate;
 mod read;
 mod ready;
 pub mod rebase;

@@ -6,6 +6,7 @@ use qcow2_format::l2::L2Table;
 use qcow2_format::{ClusterKind, HostOffset};
 use qcow2_io::Storage as _;
 
+use crate::buffer::Pages;
 use crate::chain::Local;
 use crate::mapping::Found;
 use crate::{Image, ImageError};
@@ -42,7 +43,7 @@ pub(crate) struct Scan<'a> {
     end: u64,
     pending: Option<Stretch>,
     /// A piece of a table, and where it lies.
-    buffer: Vec<u8>,
+    buffer: Pages,
     base: u64,
     /// Bytes of a table to read next.
     piece: u64,
@@ -58,7 +59,7 @@ impl<'a> Scan<'a> {
             at: range.start,
             end: range.end,
             pending: None,
-            buffer: Vec::new(),
+            buffer: Pages::default(),
             base: 0,
             piece: 0,
             budget: u64::MAX,
@@ -190,8 +191,7 @@ impl<'a> Scan<'a> {
             .min(self.piece.max(slice));
         self.piece = (len * 2).min(PIECE_MAX);
         self.base = start;
-        self.buffer
-            .resize(usize::try_from(len).unwrap_or_default(), 0);
+        self.buffer.resize(usize::try_from(len).unwrap_or_default());
         let slice = image.meta.l2().slice_bytes();
         // A pair of words may be read half written past the cache.
         let by_cache =

@@ -6,6 +6,7 @@ use qcow2_cache::Kinds;
 use qcow2_format::{HostOffset, L1Entry, L2Entry};
 use qcow2_io::Storage as _;
 
+use crate::buffer::Pages;
 use crate::{Image, ImageError};
 
 /// Tables that lie side by side are read together, up to so many bytes.
@@ -86,6 +87,23 @@ impl Image {
         Ok(())
     }
 
+    /// Where the L2 table of an L1 entry lies, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// One that lies at no cluster.
+    pub(crate) fn table_place(&self, entry: L1Entry) -> Result<Option<u64>, ImageError> {
+        let offset = entry.l2_table();
+        if self.geometry.is_cluster_aligned(offset) {
+            return Ok(Some(offset.get()).filter(|offset| *offset > 0));
+        }
+        Err(ImageError::Refused {
+            what: "an L2 table",
+            offset,
+            detail: "it does not start at a cluster".to_owned(),
+        })
+    }
+
     /// All L2 tables in the order of the file, each once.
     ///
     /// # Errors
@@ -96,22 +114,13 @@ impl Image {
         let mut from_last = 0;
         self.for_each_l1(|_, entries| {
             for (index, entry) in (0..).zip(entries) {
-                let offset = entry.l2_table();
-                if offset.get() == 0 {
-                    continue;
-                }
-                if !self.geometry.is_cluster_aligned(offset) {
-                    return Err(ImageError::Refused {
-                        what: "an L2 table",
+                if let Some(offset) = self.table_place(entry)? {
+                    tables.push(Table {
                         offset,
-                        detail: "it does not start at a cluster".to_owned(),
+                        times: 1,
+                        index,
                     });
                 }
-                tables.push(Table {
-                    offset: offset.get(),
-                    times: 1,
-                    index,
-                });
             }
             // Snapshots share most of their tables, so that the list is kept short by merging now and then.
             if tables.len() > from_last * 2 {
@@ -138,13 +147,13 @@ impl Image {
         let size = self.cluster_size();
         let most = usize::try_from(PIECE / size).unwrap_or(1).max(1);
         let storage = self.meta.storage();
-        let mut bytes = Vec::new();
+        let mut bytes = Pages::default();
         for run in tables.chunk_by(|a, b| a.offset + size == b.offset) {
             for tables in run.chunks(most) {
                 let Some(first) = tables.first() else {
                     continue;
                 };
-                bytes.resize(tables.len() * self.geometry.cluster_len(), 0);
+                bytes.resize(tables.len() * self.geometry.cluster_len());
                 storage
                     .read_at(&mut bytes, first.offset)
                     .map_err(ImageError::from)?;

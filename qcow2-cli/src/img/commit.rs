@@ -140,10 +140,11 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let Some((mut image, below)) = node.into_image() else {
         return Err(Failure::new("Image does not have a backing file"));
     };
-    let progress = Progress::new(console, shown && !quiet, total).limited(rate);
+    let progress = Progress::new(console, shown && !quiet, total);
     let options = CommitOptions::new()
         .base(depth)
         .keep(keep || base_name.is_some())
+        .rate(rate)
         .monitor(&progress);
     image.commit(&options).map_err(|error| {
         Failure::new(match &error {

@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use qcow2_image::compare::{CompareError, CompareOptions, Difference, Side, compare};
-use qcow2_io::Storage;
+use qcow2_image::compare::{CompareError, CompareOptions, Difference, Side, compare_chains};
 
 use super::args::{self, CacheMode, Common, Failure};
 use super::progress::Progress;
@@ -132,34 +131,37 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let [first_format, second_format] = &formats;
     let first = open(first_name, first_format.as_deref())?;
     let second = open(second_name, second_format.as_deref())?;
-    let (first, second) = (first.storage(), second.storage());
+    let (first_disk, second_disk) = (first.storage(), second.storage());
+    let chains = [first.chain_of(&*first_disk), second.chain_of(&*second_disk)];
+    let (first, second) = (first_disk.as_ref(), second_disk.as_ref());
     let len = first.len().unwrap_or(0).max(second.len().unwrap_or(0));
     let progress = Progress::new(console, shown && !quiet, len);
     let options = CompareOptions::new().strict(strict).monitor(&progress);
     let common = first.len().unwrap_or(0).min(second.len().unwrap_or(0));
-    let outcome = compare(&*first, &*second, &options).map_err(|error| match &error {
-        CompareError::Storage {
-            side,
-            offset,
-            source,
-            ..
-        } => {
-            let name = match side {
-                Side::First => first_name,
-                Side::Second => second_name,
-            };
-            if *offset >= common && common < len && !quiet {
-                // What both have was the same.
-                say!(console, "Warning: Image size mismatch!");
+    let outcome =
+        compare_chains(&chains[0], &chains[1], &options).map_err(|error| match &error {
+            CompareError::Storage {
+                side,
+                offset,
+                source,
+                ..
+            } => {
+                let name = match side {
+                    Side::First => first_name,
+                    Side::Second => second_name,
+                };
+                if *offset >= common && common < len && !quiet {
+                    // What both have was the same.
+                    say!(console, "Warning: Image size mismatch!");
+                }
+                let text = system::describe(source);
+                Failure::new(format_args!(
+                    "Error while reading offset {offset} of {name}: {text}"
+                ))
+                .code(CANNOT_READ)
             }
-            let text = system::describe(source);
-            Failure::new(format_args!(
-                "Error while reading offset {offset} of {name}: {text}"
-            ))
-            .code(CANNOT_READ)
-        }
-        error => Failure::new(error).code(CANNOT_READ),
-    })?;
+            error => Failure::new(error).code(CANNOT_READ),
+        })?;
     let tell = |text: String| {
         if !quiet {
             say!(console, "{text}");

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use qcow2_image::Monitor;
 
@@ -19,8 +17,6 @@ pub(crate) struct Progress<'a> {
     last: Mutex<Option<f64>>,
     /// What the whole is that a part of the work is counted in.
     total: u64,
-    /// Bytes a second that the work may do, and since when.
-    limit: Option<(u64, Instant)>,
 }
 
 impl<'a> Progress<'a> {
@@ -35,26 +31,9 @@ impl<'a> Progress<'a> {
             asked,
             last: Mutex::default(),
             total,
-            limit: None,
         };
         progress.at(0);
         progress
-    }
-
-    /// Holds the work back, so that it does no more bytes a second; 0 for no limit.
-    pub(crate) fn limited(mut self, bytes_per_second: u64) -> Self {
-        self.limit = (bytes_per_second > 0).then(|| (bytes_per_second, Instant::now()));
-        self
-    }
-
-    /// How long work that has done so much has to wait.
-    fn wait(&self, done: u64) -> Duration {
-        let Some((rate, since)) = self.limit else {
-            return Duration::ZERO;
-        };
-        let nanos = u128::from(done) * 1_000_000_000 / u128::from(rate);
-        let due = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        due.saturating_sub(since.elapsed())
     }
 
     /// So many bytes are done.
@@ -121,9 +100,5 @@ impl Monitor for Parts<'_, '_> {
 impl Monitor for Progress<'_> {
     fn progress(&self, done: u64, _total: u64) {
         self.at(done.min(self.total));
-        let wait = self.wait(done);
-        if wait > Duration::ZERO {
-            thread::sleep(wait);
-        }
     }
 }

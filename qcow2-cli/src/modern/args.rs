@@ -213,6 +213,14 @@ impl ThreadsArgs {
     }
 }
 
+/// How fast, so that others get on, too.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct RateArgs {
+    /// Read no more than so many bytes a second; 0 means no limit
+    #[arg(short, long = "rate-limit", visible_alias = "rate", value_name = "BYTES", value_parser = bytes, default_value = "0", hide_default_value = true)]
+    pub(crate) rate: u64,
+}
+
 /// Compression.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CompressArgs {

@@ -7,7 +7,7 @@ use qcow2_image::Image;
 use qcow2_image::commit::CommitOptions;
 
 use super::answer::{Answer, name};
-use super::args::{OpenArgs, OutputArgs, ReadArgs, ThreadsArgs};
+use super::args::{OpenArgs, OutputArgs, RateArgs, ReadArgs, ThreadsArgs};
 use super::export::Moved;
 use super::failure::Failure;
 use super::open::{self, Want};
@@ -36,6 +36,9 @@ pub(crate) struct Command {
     keep: bool,
 
     #[command(flatten)]
+    rate: RateArgs,
+
+    #[command(flatten)]
     threads: ThreadsArgs,
 
     #[command(flatten)]
@@ -60,6 +63,7 @@ impl Command {
             .base(depth)
             .keep(keep)
             .threads(self.threads.count())
+            .rate(self.rate.rate)
             .monitor(&bar);
         let done = image
             .commit(&options)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use qcow2_image::compare::{CompareOptions, Difference, compare};
+use qcow2_image::compare::{CompareOptions, Difference, compare_chains};
 use serde::Serialize;
 
 use super::answer::{Answer, name};
@@ -34,7 +34,7 @@ pub(crate) struct Command {
     /// The other
     second: PathBuf,
 
-    /// Lengths must be the same, and data, zeros and holes in the same places
+    /// Lengths must be the same, and each place stored in the same way
     #[arg(short, long)]
     strict: bool,
 
@@ -101,7 +101,7 @@ impl Command {
             .strict(self.strict)
             .threads(self.threads.count())
             .monitor(&bar);
-        let found = compare(&*first.storage(), &*second.storage(), &options)?;
+        let found = compare_chains(&first.chain(), &second.chain(), &options)?;
         bar.end();
         let compared = Compared {
             first: name(&self.first),
@@ -143,7 +143,7 @@ impl Told {
         let offset = self.offset.unwrap_or_default();
         match self.kind {
             "content" => format!("the first byte that is not the same is at {offset:#x}"),
-            "allocation" => format!("from {offset:#x} on one has data where the other has none"),
+            "allocation" => format!("from {offset:#x} on they are stored in different ways"),
             "size" => format!(
                 "one has {} bytes, the other {}",
                 compared.first_size, compared.second_size

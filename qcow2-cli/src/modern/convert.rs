@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::answer::{Answer, lossy, name};
 use super::args::{
-    CompressArgs, ConsentArgs, Format, OutputArgs, ReadArgs, ThreadsArgs, bytes, snapshot,
+    CompressArgs, ConsentArgs, Format, OutputArgs, RateArgs, ReadArgs, ThreadsArgs, bytes, snapshot,
 };
 use super::failure::Failure;
 use super::fresh::{self, Fresh};
@@ -74,9 +74,8 @@ pub(crate) struct Command {
     #[arg(long, requires = "bitmaps")]
     skip_broken_bitmaps: bool,
 
-    /// Read no more than so many bytes a second
-    #[arg(short, long, value_name = "BYTES", value_parser = bytes, default_value = "0", hide_default_value = true)]
-    rate: u64,
+    #[command(flatten)]
+    rate: RateArgs,
 
     #[command(flatten)]
     compress: CompressArgs,
@@ -216,14 +215,14 @@ impl Command {
             .sparse(self.sparse)
             .salvage(self.salvage)
             .zero_rest(!self.no_create)
-            .rate(self.rate)
+            .rate(self.rate.rate)
             .monitor(&bar);
         if reserved && self.target_format == Format::Raw {
             options = options.target_is_zero(true);
         }
         if self.new.backing.named().is_some() {
             // What both have in common is not stored again.
-            options = options.only_changes(!self.compress.compress);
+            options = options.only_changes(true);
         }
         let storage = source.storage();
         let result = match &goal {

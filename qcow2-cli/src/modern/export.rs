@@ -11,7 +11,7 @@ use qcow2_io::Null;
 use serde::Serialize;
 
 use super::answer::{Answer, name};
-use super::args::{CompressArgs, ConsentArgs, OutputArgs, ThreadsArgs};
+use super::args::{CompressArgs, ConsentArgs, OutputArgs, RateArgs, ThreadsArgs};
 use super::failure::Failure;
 use super::fresh;
 use super::new::NewArgs;
@@ -30,6 +30,9 @@ pub(crate) struct ExportArgs {
 
     #[command(flatten)]
     compress: CompressArgs,
+
+    #[command(flatten)]
+    rate: RateArgs,
 
     #[command(flatten)]
     threads: ThreadsArgs,
@@ -93,6 +96,7 @@ pub(crate) fn run(
     let bar = Bar::new(output, "exporting")?;
     let mut how = ExportOptions::new()
         .threads(args.threads.count())
+        .rate(args.rate.rate)
         .monitor(&bar);
     if let Some(level) = args.compress.level(target.header().compression_type)? {
         how = how.compress(level);

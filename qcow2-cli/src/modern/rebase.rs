@@ -8,7 +8,7 @@ use qcow2_image::chain::{BackingFile, Transferred};
 use qcow2_image::rebase::RebaseOptions;
 
 use super::answer::{Answer, name};
-use super::args::{BackingArgs, CompressArgs, OpenArgs, OutputArgs, ThreadsArgs};
+use super::args::{BackingArgs, CompressArgs, OpenArgs, OutputArgs, RateArgs, ThreadsArgs};
 use super::export::Moved;
 use super::failure::Failure;
 use super::new;
@@ -41,6 +41,9 @@ pub(crate) struct Command {
 
     #[command(flatten)]
     compress: CompressArgs,
+
+    #[command(flatten)]
+    rate: RateArgs,
 
     #[command(flatten)]
     threads: ThreadsArgs,
@@ -107,6 +110,7 @@ impl Command {
         let bar = Bar::new(self.output, "rebasing")?;
         let mut options = RebaseOptions::new()
             .threads(self.threads.count())
+            .rate(self.rate.rate)
             .monitor(&bar);
         if let Some(level) = self.compress.level(image.header().compression_type)? {
             options = options.compress(level);

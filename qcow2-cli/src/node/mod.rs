@@ -21,6 +21,7 @@ mod raw;
 
 use std::sync::Arc;
 
+use qcow2_image::chain::Chain;
 use qcow2_image::{Image, ImageError, SnapshotKey};
 use qcow2_io::{Operation, Storage, StorageError};
 
@@ -119,6 +120,14 @@ impl Node {
         match &self.content {
             Content::Image(image) | Content::Filtered(image, _) => Some(image),
             Content::Plain(_) => None,
+        }
+    }
+
+    /// Its layers; `storage` is what it [shows](Self::storage). Behind a filter there is one.
+    pub(crate) fn chain_of<'a>(&'a self, storage: &'a dyn Storage) -> Chain<'a> {
+        match &self.content {
+            Content::Image(image) => image.chain(),
+            Content::Filtered(..) | Content::Plain(_) => Chain::raw(storage),
         }
     }
 

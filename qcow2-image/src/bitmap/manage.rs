@@ -9,6 +9,7 @@ use qcow2_format::{BitmapEntry, BitmapTableEntry, HostOffset};
 
 use super::directory::{Known, text, unusable};
 use super::edit::Edit;
+use super::merge::Sparse;
 use super::{BitmapState, State};
 use crate::{Image, ImageError};
 
@@ -82,6 +83,16 @@ impl Image {
     ///
     /// On return it is durable.
     pub fn create_bitmap(&self, name: &[u8], options: &BitmapOptions) -> Result<(), ImageError> {
+        self.add_bitmap(name, options, None)
+    }
+
+    /// Makes a new bitmap with these bits, or with none: as a whole or not at all.
+    pub(super) fn add_bitmap(
+        &self,
+        name: &[u8],
+        options: &BitmapOptions,
+        bits: Option<&Sparse>,
+    ) -> Result<(), ImageError> {
         self.meta.check_writable()?;
         if self.rules.version2 {
             return Err(ImageError::Unsupported {
@@ -94,7 +105,7 @@ impl Image {
             return Err(refuse_name(name, "1 to 1023 bytes are allowed"));
         }
         self.edit_bitmaps(|state| {
-            let mut directory = Self::directory(state);
+            let directory = Self::directory(state);
             if directory.find(name).is_ok() {
                 return Err(refuse_name(name, "another bitmap has it"));
             }
@@ -109,17 +120,23 @@ impl Image {
             };
             let size = self.virtual_size();
             entry.table_entries = self.table_entries(&entry, size)?;
-            let empty = vec![BitmapTableEntry::default(); index(entry.table_entries)];
-            let table = self.new_table(&empty)?;
-            entry.table_offset = table.offset();
-            directory.known.push(Known {
+            let mut new = Known {
                 entry,
                 place: HostOffset::new(0),
                 state: BitmapState::Consistent,
                 tracker: None,
-            });
+            };
             let mut edit = Edit::new(directory);
+            let mut table = vec![BitmapCluster::AllZeros; index(new.entry.table_entries)];
+            if let Some(bits) = bits {
+                self.check_size(&new, bits)?;
+                self.add_to_table(&new, &mut table, bits, &mut edit)?;
+            }
+            let entries: Vec<_> = table.into_iter().map(BitmapTableEntry::new).collect();
+            let table = self.new_table(&entries)?;
+            new.entry.table_offset = table.offset();
             edit.add(table, Kinds::BITMAP_TABLE);
+            edit.directory.known.push(new);
             self.switch_directory(state, edit, |_| {})?;
             match &mut state.directory {
                 Some(directory) if options.enabled => match directory.known.last_mut() {

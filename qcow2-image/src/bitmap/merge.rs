@@ -7,16 +7,16 @@ use qcow2_cache::Kinds;
 use qcow2_format::BitmapTableEntry;
 use qcow2_format::bitmap::BitmapCluster;
 
-use super::State;
 use super::directory::{Known, unusable};
 use super::edit::Edit;
 use super::record::{bits_of, full_page};
 use super::tracker::{PAGE_BITS, PAGE_WORDS, Words, by_page, masks};
 use super::walk::Sink;
+use super::{BitmapOptions, State};
 use crate::{Image, ImageError};
 
 /// Bits in memory: pages that have some.
-struct Sparse {
+pub(super) struct Sparse {
     pages: BTreeMap<u64, Box<Words>>,
     /// Base-2 logarithms of the bytes that a bit stands for, where they come from and here.
     from_bits: u32,
@@ -61,14 +61,7 @@ impl Image {
         source: &Image,
         source_name: &[u8],
     ) -> Result<(), ImageError> {
-        let size = self.virtual_size();
-        if source.virtual_size() != size {
-            let why = format!(
-                "it is for a disk of {size} bytes, and the other for one of {} bytes",
-                source.virtual_size()
-            );
-            return Err(unusable(name, why));
-        }
+        self.check_same_size(name, source)?;
         if std::ptr::eq(self, source) {
             return self.edit_bitmaps(|state| {
                 let directory = Self::directory(state);
@@ -86,20 +79,59 @@ impl Image {
             let known = directory.usable(name)?;
             Ok(u32::from(known.entry.granularity_bits))
         })?;
-        let bits = {
-            let _pass = source.gate.enter();
-            source.with_directory(|directory| {
-                source.gather(directory.usable(source_name)?, target_bits)
-            })?
-        };
+        let bits = source.bits_of_bitmap(source_name, Some(target_bits))?;
         self.edit_bitmaps(|state| {
             let directory = Self::directory(state);
             let known = directory.usable(name)?;
-            let now = self.virtual_size();
-            if u32::from(known.entry.granularity_bits) != target_bits || now != bits.size {
-                return Err(unusable(name, "it changed while the other one was read"));
-            }
+            self.check_size(known, &bits)?;
             self.add_bits(state, known, &bits)
+        })
+    }
+
+    /// Makes a new bitmap that has what one of another image has, and its name and granularity. A crash leaves all of it or nothing.
+    pub(crate) fn adopt_bitmap(
+        &self,
+        source: &Image,
+        name: &[u8],
+        enabled: bool,
+    ) -> Result<(), ImageError> {
+        self.check_same_size(name, source)?;
+        let bits = source.bits_of_bitmap(name, None)?;
+        let options = BitmapOptions::new()
+            .granularity(1 << bits.to_bits)
+            .enabled(enabled);
+        self.add_bitmap(name, &options, Some(&bits))
+    }
+
+    fn check_same_size(&self, name: &[u8], source: &Image) -> Result<(), ImageError> {
+        let (size, other) = (self.virtual_size(), source.virtual_size());
+        if size == other {
+            return Ok(());
+        }
+        let why =
+            format!("it is for a disk of {size} bytes, and the other for one of {other} bytes");
+        Err(unusable(name, why))
+    }
+
+    /// Refuses bits that were gathered for what the bitmap was before.
+    pub(super) fn check_size(&self, known: &Known, bits: &Sparse) -> Result<(), ImageError> {
+        let same_grain = u32::from(known.entry.granularity_bits) == bits.to_bits;
+        if same_grain && self.virtual_size() == bits.size {
+            return Ok(());
+        }
+        Err(unusable(
+            &known.entry.name,
+            "it changed while the other one was read",
+        ))
+    }
+
+    /// Reads a bitmap, in bits of another granularity if one is given. The caller has no lock of any image.
+    fn bits_of_bitmap(&self, name: &[u8], to_bits: Option<u32>) -> Result<Sparse, ImageError> {
+        let _pass = self.gate.enter();
+        self.with_directory(|directory| {
+            let known = directory.usable(name)?;
+            let own = u32::from(known.entry.granularity_bits);
+            self.gather(known, to_bits.unwrap_or(own))
         })
     }
 
@@ -120,6 +152,19 @@ impl Image {
         self.settle_bitmaps(state, known.tracker)?;
         let mut table = self.table_of(known)?;
         let mut edit = Edit::new(Self::directory(state));
+        self.add_to_table(known, &mut table, bits, &mut edit)?;
+        self.edit_table(known, &table, &mut edit)?;
+        self.switch_directory(state, edit, |_| {})
+    }
+
+    /// The same, in a table that is not in the file yet.
+    pub(super) fn add_to_table<'a>(
+        &'a self,
+        known: &Known,
+        table: &mut [BitmapCluster],
+        bits: &Sparse,
+        edit: &mut Edit<'a>,
+    ) -> Result<(), ImageError> {
         let file = self.bits_of(known);
         let total = self.bit_count(known);
         let pages_per_cluster = file.per_cluster() / PAGE_BITS;
@@ -176,8 +221,7 @@ impl Image {
                 BitmapCluster::Cluster(offset)
             };
         }
-        self.edit_table(known, &table, &mut edit)?;
-        self.switch_directory(state, edit, |_| {})
+        Ok(())
     }
 
     /// Gives a bitmap another table, as a part of an edit that takes care of its data.

@@ -1,4 +1,7 @@
 //! L1 and L2 tables read, and changed, in bulk: past the cache, in the order of the file.
+//!
+//! `trees.rs` goes through tables, too. There a single thread sees each entry, with its table and its index, and may end the
+//! work; here all processors count and flag the entries of one L1 table, sixty-four at a time where they are alike.
 
 use qcow2_cache::Kinds;
 use qcow2_cache::sync::{Mutex, lock};
@@ -88,18 +91,7 @@ impl Image {
         let size = self.cluster_size();
         let mut tables: Vec<u64> = Vec::new();
         for entry in l1 {
-            let table = entry.l2_table();
-            if table.get() == 0 {
-                continue;
-            }
-            if !self.geometry.is_cluster_aligned(table) {
-                return Err(ImageError::Refused {
-                    what: "an L2 table",
-                    offset: table,
-                    detail: "it does not start at a cluster".to_owned(),
-                });
-            }
-            tables.push(table.get());
+            tables.extend(self.table_place(*entry)?);
         }
         tables.sort_unstable();
         let mut runs: Vec<Run> = Vec::new();

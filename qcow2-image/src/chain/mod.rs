@@ -59,26 +59,37 @@ pub struct Layer<'a> {
 enum Origin {
     /// A file, read as it is (`false`) or as an image.
     File(FileIdentity, bool),
-    /// Something in memory, by its address, which nothing else has while it is borrowed; read as it is or as an image.
-    Address(usize, bool),
+    /// Something in memory, by its place, which nothing else has while it is borrowed; read as it is or as an image.
+    Address(Place, bool),
 }
 
 impl Origin {
     fn of_image(image: &Image) -> Self {
         // Guest data that lies elsewhere may be given by the caller, so the name of the image says nothing of it.
         if image.rules.external_data {
-            return Self::Address(address(&**image.meta.data()), true);
+            return Self::Address(Place::of(&**image.meta.data()), true);
         }
         match image.identity {
             Some(identity) => Self::File(identity, true),
-            None => Self::Address(address(&**image.meta.storage()), true),
+            None => Self::Address(Place::of(&**image.meta.storage()), true),
         }
     }
 }
 
-/// Where a storage lies in memory.
-fn address(storage: &dyn Storage) -> usize {
-    std::ptr::from_ref(storage).addr()
+/// Where something lies in memory, and how long it is: a wrapper may begin where what it wraps does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    address: usize,
+    len: usize,
+}
+
+impl Place {
+    fn of(storage: &dyn Storage) -> Self {
+        Self {
+            address: std::ptr::from_ref(storage).addr(),
+            len: size_of_val(storage),
+        }
+    }
 }
 
 impl<'a> Layer<'a> {
@@ -154,7 +165,7 @@ impl Image {
                 path: below.path.as_deref(),
                 origin: match below.identity {
                     Some(identity) => Origin::File(identity, false),
-                    None => Origin::Address(address(&**backing), false),
+                    None => Origin::Address(Place::of(&**backing), false),
                 },
             });
             break;
@@ -176,7 +187,7 @@ impl Image {
 impl<'a> Chain<'a> {
     /// A disk that is one layer of plain bytes.
     pub fn raw(storage: &'a dyn Storage) -> Self {
-        Self::one(storage, None, Origin::Address(address(storage), false))
+        Self::one(storage, None, Origin::Address(Place::of(storage), false))
     }
 
     /// A file of plain bytes.

@@ -86,12 +86,29 @@ impl<'a> Walker<'a> {
         Ok((found, end - at))
     }
 
-    /// Whether both layers are made of the same bytes.
-    pub(crate) fn is_same_layer(&self, depth: usize, other: &Self, other_depth: usize) -> bool {
-        match (self.steps.get(depth), other.steps.get(other_depth)) {
-            (Some(one), Some(two)) => one.layer.origin == two.layer.origin,
+    /// Whether what was found here and what was found in another walk is stored bytes of the same place.
+    pub(crate) fn is_same_place(&self, found: Found, other: &Self, other_found: Found) -> bool {
+        let is_same_place = match (found.local, other_found.local) {
+            (Local::Data(one), Local::Data(two)) => one == two,
+            (Local::Packed(one), Local::Packed(two)) => one == two,
             _ => false,
-        }
+        };
+        let (one, two) = (
+            self.steps.get(found.depth),
+            other.steps.get(other_found.depth),
+        );
+        is_same_place
+            && one
+                .zip(two)
+                .is_some_and(|(one, two)| one.layer.origin == two.layer.origin)
+    }
+
+    /// Whether some layer is one of the other walk's, too.
+    pub(crate) fn shares_layer(&self, other: &Self) -> bool {
+        self.steps.iter().any(|one| {
+            let mut others = other.steps.iter();
+            others.any(|two| one.layer.origin == two.layer.origin)
+        })
     }
 
     /// How far from `at` both disks are certainly the same because one L2 table serves both.
@@ -151,7 +168,9 @@ impl Step<'_> {
                 continue;
             }
             let local = match extent.kind {
-                ExtentKind::Zero | ExtentKind::Hole => Local::Zero(Some(at)),
+                ExtentKind::Hole => Local::Zero(Some(at)),
+                // Images note such, which are seen as plain disks here.
+                ExtentKind::Zero => Local::Zero(None),
                 _ => Local::Data(at),
             };
             self.known.push_back((at..end, local));

@@ -57,6 +57,12 @@ impl<'a> CommitOptions<'a> {
         self
     }
 
+    /// Carries no more bytes of data a second down, on average; zeros that are known count for nothing. 0, the default, means no limit.
+    pub fn rate(mut self, bytes_per_second: u64) -> Self {
+        self.work.rate = bytes_per_second;
+        self
+    }
+
     /// Who watches.
     pub fn monitor(mut self, monitor: &'a dyn Monitor) -> Self {
         self.work.monitor = Some(monitor);
@@ -70,6 +76,7 @@ impl fmt::Debug for CommitOptions<'_> {
             .field("base", &self.base)
             .field("keep", &self.keep)
             .field("threads", &self.work.threads)
+            .field("rate", &self.work.rate)
             .finish_non_exhaustive()
     }
 }

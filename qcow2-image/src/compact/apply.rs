@@ -11,6 +11,7 @@ use qcow2_io::Storage as _;
 
 use super::extents::Extent;
 use super::index;
+use crate::buffer::Pages;
 use crate::trees::Table;
 use crate::{Image, ImageError};
 
@@ -162,14 +163,14 @@ impl Image {
         let follows = |a: &(u64, u64, bool), b: &(u64, u64, bool)| {
             a.0 + 1 == b.0 && a.1 + 1 == b.1 && a.2 == b.2
         };
-        let mut bytes = Vec::new();
+        let mut bytes = Pages::default();
         for run in all.chunk_by(follows) {
             for part in run.chunks(index(most)) {
                 let Some((old, new, is_table)) = part.first().copied() else {
                     continue;
                 };
                 let (from, to) = (HostOffset::new(old << bits), HostOffset::new(new << bits));
-                bytes.resize(index((part.len() as u64) << bits), 0);
+                bytes.resize(index((part.len() as u64) << bits));
                 if is_table {
                     self.meta.storage().read_at(&mut bytes, from.get())?;
                     let kinds = Kinds::ACTIVE_L2 | Kinds::INACTIVE_L2;
@@ -206,7 +207,7 @@ impl Image {
         let together = |a: &&(Extent, u64), b: &&(Extent, u64)| {
             b.0.offset <= a.0.offset + a.0.len && b.1 >= a.1 && b.0.offset - a.0.offset == b.1 - a.1
         };
-        let mut bytes = Vec::new();
+        let mut bytes = Pages::default();
         for run in all.chunk_by(together) {
             let Some((first, to)) = run.first() else {
                 continue;
@@ -216,7 +217,7 @@ impl Image {
             let mut at = first.offset;
             while at < end {
                 let len = (end - at).min(PIECE);
-                bytes.resize(index(len), 0);
+                bytes.resize(index(len));
                 self.meta.storage().read_at(&mut bytes, at)?;
                 let place = HostOffset::new(to + (at - first.offset));
                 self.meta.check_data(place, len)?;

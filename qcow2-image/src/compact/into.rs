@@ -5,6 +5,7 @@ use std::sync::Arc;
 use qcow2_io::Storage;
 
 use super::{CompactOptions, CompactReport, index};
+use crate::buffer::Pages;
 use crate::{Image, ImageError, ImageOptions};
 
 /// Bytes that are copied at a time.
@@ -74,7 +75,7 @@ impl Image {
         let source = self.meta.storage();
         target.set_len(0)?;
         target.set_len(map.end << bits)?;
-        let mut bytes = Vec::new();
+        let mut bytes = Pages::default();
         let mut at = 1;
         while let Some(next) = map.next_used(at) {
             at = next;
@@ -88,13 +89,13 @@ impl Image {
             let run = (at..map.end.min(at + most))
                 .take_while(|cluster| map.is_used(*cluster))
                 .count() as u64;
-            bytes.resize(index(run << bits), 0);
+            bytes.resize(index(run << bits));
             source.read_at(&mut bytes, at << bits)?;
             target.write_at(&bytes, at << bits)?;
             at += run;
         }
         target.flush()?;
-        bytes.resize(self.geometry.cluster_len(), 0);
+        bytes.resize(self.geometry.cluster_len());
         source.read_at(&mut bytes, 0)?;
         target.write_at(&bytes, 0)?;
         target.flush()?;

@@ -6,6 +6,7 @@ use qcow2_format::{HostCluster, HostOffset};
 use qcow2_io::Storage as _;
 
 use super::index;
+use crate::buffer::Pages;
 use crate::{Image, ImageError};
 
 /// Bytes that are copied at a time.
@@ -137,10 +138,10 @@ impl Image {
             self.check_free(to + number)?;
             alloc.set_refcount(HostCluster::new(to + number), count)?;
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Pages::default();
         let mut done = 0;
         while done < len {
-            bytes.resize(index((len - done).min(PIECE)), 0);
+            bytes.resize(index((len - done).min(PIECE)));
             self.meta.storage().read_at(&mut bytes, old.get() + done)?;
             let place = HostOffset::new(new.get() + done);
             self.meta.write(it.kinds(), place, &bytes)?;

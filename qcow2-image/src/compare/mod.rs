@@ -1,7 +1,7 @@
-//! Comparing two disks: any two [`Storage`]s.
+//! Comparing two disks: any two [`Storage`]s, or two [`Chain`]s, of which more is known.
 //!
-//! [`compare`] asks both where they have data. Where both know that they have zeros, nothing is read; where one does, the other
-//! is looked at for zeros; the rest is read from both, by several threads. What is found is the first difference, whichever thread
+//! [`compare`] asks both where they have data. Where both know that they have zeros, nothing is read, nor where both have the same
+//! bytes of the same file; where one knows it, the other is looked at for zeros; the rest is read from both, by several threads. What is found is the first difference, whichever thread
 //! came by a later one before.
 //!
 //! ```
@@ -23,11 +23,11 @@ mod view;
 
 use std::fmt;
 
-use qcow2_io::{Storage, StorageError};
+use qcow2_io::{Null, Storage, StorageError};
 use thiserror::Error;
 
-use self::plan::Plan;
 use self::run::Run;
+use crate::chain::Chain;
 use crate::threads::on_threads;
 
 pub use options::CompareOptions;
@@ -59,8 +59,7 @@ pub enum Difference {
         /// Its offset.
         offset: u64,
     },
-    /// From here on one has data where the other has none, or zeros that are noted where the other has nothing: only when
-    /// [asked for](CompareOptions::strict).
+    /// From here on they are stored in different ways: only when [asked for](CompareOptions::strict).
     Allocation {
         /// Bytes from the start.
         offset: u64,
@@ -114,6 +113,8 @@ pub enum CompareError {
 ///
 /// A difference is told even if something behind it can't be read, and only if all before it was.
 ///
+/// An image counts as one layer here, of which only data, noted zeros and holes are told apart; [`compare_chains`] looks deeper.
+///
 /// # Errors
 ///
 /// [`CompareError`] says which side failed, and where. All threads stop at the first error or difference, when all
@@ -127,8 +128,38 @@ pub fn compare(
     second: &dyn Storage,
     options: &CompareOptions<'_>,
 ) -> Result<Comparison, CompareError> {
-    let len = |side, storage: &dyn Storage| {
-        storage.len().map_err(|source| CompareError::Storage {
+    // Which bytes a storage shows, only reading tells.
+    look_at(&Chain::raw(first), &Chain::raw(second), false, options)
+}
+
+/// As [`compare`], for disks whose layers are known: where both take their bytes from the same place, such as a backing file that is
+/// the same for both, nothing is read.
+///
+/// # Errors
+///
+/// As for [`compare`].
+///
+/// # Panics
+///
+/// As for [`compare`].
+pub fn compare_chains(
+    first: &Chain<'_>,
+    second: &Chain<'_>,
+    options: &CompareOptions<'_>,
+) -> Result<Comparison, CompareError> {
+    look_at(first, second, true, options)
+}
+
+/// Compares two disks; `shares` tells whether layers may be the same.
+fn look_at(
+    first: &Chain<'_>,
+    second: &Chain<'_>,
+    shares: bool,
+    options: &CompareOptions<'_>,
+) -> Result<Comparison, CompareError> {
+    let len = |side, chain: &Chain<'_>| {
+        let len = chain.storage().map_or(Ok(0), Storage::len);
+        len.map_err(|source| CompareError::Storage {
             side,
             offset: 0,
             len: 0,
@@ -136,7 +167,6 @@ pub fn compare(
         })
     };
     let (first_len, second_len) = (len(Side::First, first)?, len(Side::Second, second)?);
-    let chunk = options.chunk_bytes()?;
     let mut result = Comparison {
         difference: None,
         first_len,
@@ -147,8 +177,10 @@ pub fn compare(
         result.difference = Some(Difference::Size);
         return Ok(result);
     }
-    let plan = Plan::new((first, first_len), (second, second_len), chunk, options);
-    let run = Run::new(first, second, plan, options);
+    let none = Null::new();
+    let chains = [first, second];
+    let disks = chains.map(|chain| chain.storage().unwrap_or(&none));
+    let run = Run::new(chains, disks, shares, first_len.max(second_len), options)?;
     on_threads(options.thread_count(), &|| run.work());
     let (difference, read_bytes) = run.finish()?;
     Ok(Comparison {

@@ -50,7 +50,10 @@ impl<'a> CompareOptions<'a> {
         self
     }
 
-    /// Whether lengths must be the same, and data, noted zeros and holes lie in the same places.
+    /// Whether lengths must be the same, and each place be stored in the same way. Told apart are: nothing allocated, zeros without
+    /// a place in the file, zeros with one, data, compressed data, encrypted data, and data where an image that [maps](crate::map) much more
+    /// than its file has space for has a hole. A hole of a raw disk is zeros with a place; what lies behind the end of a backing
+    /// file is zeros without one. Which layer has it does not count.
     pub fn strict(mut self, on: bool) -> Self {
         self.strict = on;
         self

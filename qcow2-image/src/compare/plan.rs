@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use qcow2_io::Storage;
-
+use super::CompareError;
 use super::view::View;
-use super::{CompareError, CompareOptions, Side};
 
 /// What is passed over without work before others get their turn.
 const STEPS: usize = 4096;
@@ -22,60 +20,72 @@ pub(super) struct Job {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Job(Job),
-    /// So many bytes are zeros on both sides.
+    /// So many bytes are the same on both sides.
     Passed(u64),
     /// The disks are not allocated in the same way from here on.
     Allocation(u64),
     End,
 }
 
-/// Divides two disks into pieces, from front to back.
+/// Divides a section of two disks into pieces, from front to back.
 pub(super) struct Plan<'a> {
     first: View<'a>,
     second: View<'a>,
+    /// Layers may be the same.
+    shares: bool,
     at: u64,
+    end: u64,
     chunk: u64,
     strict: bool,
 }
 
 impl<'a> Plan<'a> {
     pub(super) fn new(
-        first: (&'a dyn Storage, u64),
-        second: (&'a dyn Storage, u64),
+        [first, second]: [View<'a>; 2],
+        section: Range<u64>,
+        shares: bool,
         chunk: u64,
-        options: &CompareOptions<'_>,
+        strict: bool,
     ) -> Self {
         Self {
-            first: View::new(first.0, Side::First, first.1),
-            second: View::new(second.0, Side::Second, second.1),
-            at: 0,
+            shares,
+            first,
+            second,
+            at: section.start,
+            end: section.end,
             chunk,
-            strict: options.strict,
+            strict,
         }
     }
 
-    /// Length of the longer disk.
-    pub(super) fn len(&self) -> u64 {
-        self.first.len.max(self.second.len)
+    /// All before this has been given out.
+    pub(super) fn position(&self) -> u64 {
+        self.at
     }
 
     pub(super) fn next(&mut self) -> Result<Next, CompareError> {
         let start = self.at;
         for _ in 0..STEPS {
-            if self.at >= self.len() {
+            if self.at >= self.end {
                 break;
+            }
+            if self.shares
+                && let Some(stop) = self.first.same_until(&self.second, self.at)
+            {
+                self.at = stop.min(self.end);
+                continue;
             }
             let (a, a_end) = self.first.at(self.at)?;
             let (b, b_end) = self.second.at(self.at)?;
-            let end = a_end.min(b_end).min(self.len());
-            if self.strict && a != b {
+            let end = a_end.min(b_end).min(self.end);
+            if self.strict && a.state != b.state {
                 return Ok(match self.at - start {
                     0 => Next::Allocation(self.at),
                     passed => Next::Passed(passed),
                 });
             }
-            let reads = [a, b].map(|kind| !kind.reads_as_zeros());
-            if reads == [false, false] {
+            let reads = [a, b].map(|look| !look.state.reads_as_zeros());
+            if reads == [false, false] || (self.shares && self.first.is_same(a, &self.second, b)) {
                 self.at = end;
                 continue;
             }

@@ -1,5 +1,6 @@
 //! A comparison under way: what its threads share.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -7,18 +8,35 @@ use std::thread;
 use qcow2_io::Storage;
 
 use super::plan::{Job, Next, Plan};
+use super::view::View;
 use super::{CompareError, CompareOptions, Difference, Side};
 use crate::Monitor;
+use crate::buffer::Pages;
+use crate::chain::Chain;
 
 /// What ends a comparison.
 type Outcome = Result<Difference, CompareError>;
 
-/// What the threads of a comparison share.
+/// Each thread takes so many sections, if there is enough for all.
+const SECTIONS: u64 = 64;
+/// Sections have so many pieces, at least.
+const PIECES: u64 = 16;
+/// Larger sections end at multiples of this, so that few tables are read for two of them; bytes.
+const EVEN: u64 = 1 << 30;
+
+/// What the threads of a comparison share. Each looks at the maps of a section by itself, then at what has to be read of it;
+/// sections are taken in order, so that all before a difference is looked at.
 pub(super) struct Run<'a> {
+    chains: [&'a Chain<'a>; 2],
     disks: [&'a dyn Storage; 2],
     monitor: Option<&'a dyn Monitor>,
+    shares: bool,
+    strict: bool,
+    chunk: u64,
     total: u64,
-    plan: Mutex<Plan<'a>>,
+    section: u64,
+    /// Where the next section begins.
+    next: AtomicU64,
     /// The outcome that comes first on the disk.
     outcome: Mutex<Option<(u64, Outcome)>>,
     /// Nothing from here on is of interest.
@@ -28,62 +46,91 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// A comparison of the first `total` bytes; `shares` tells whether layers may be the same.
     pub(super) fn new(
-        first: &'a dyn Storage,
-        second: &'a dyn Storage,
-        plan: Plan<'a>,
+        chains: [&'a Chain<'a>; 2],
+        disks: [&'a dyn Storage; 2],
+        shares: bool,
+        total: u64,
         options: &CompareOptions<'a>,
-    ) -> Self {
-        Self {
-            disks: [first, second],
+    ) -> Result<Self, CompareError> {
+        let chunk = options.chunk_bytes()?;
+        let section = total / (options.thread_count() as u64 * SECTIONS);
+        let section = section.max(chunk * PIECES);
+        Ok(Self {
+            chains,
+            disks,
             monitor: options.monitor,
-            total: plan.len(),
-            plan: Mutex::new(plan),
+            shares,
+            strict: options.strict,
+            chunk,
+            total,
+            section: if section < EVEN {
+                section
+            } else {
+                section.next_multiple_of(EVEN)
+            },
+            next: AtomicU64::new(0),
             outcome: Mutex::new(None),
             limit: AtomicU64::new(u64::MAX),
             done: AtomicU64::new(0),
             read: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Works until nothing is left.
     pub(super) fn work(&self) {
         let _watch = Watch(self);
-        let mut buffers = [Vec::new(), Vec::new()];
-        while let Some(job) = self.next() {
-            match self.look(&job, &mut buffers) {
-                Ok(None) => self.note_done(job.range.end - job.range.start),
-                Ok(Some(offset)) => self.end(offset, Ok(Difference::Content { offset })),
-                Err(error) => self.end(job.range.start, Err(error)),
+        let mut buffers = [Pages::EMPTY, Pages::EMPTY];
+        while let Some(section) = self.next_section() {
+            let start = section.start;
+            let mut plan = match self.plan(section) {
+                Ok(plan) => plan,
+                Err(error) => return self.end(start, Err(error)),
+            };
+            while let Some(job) = self.next(&mut plan) {
+                match self.look(&job, &mut buffers) {
+                    Ok(None) => self.note_done(job.range.end - job.range.start),
+                    Ok(Some(offset)) => self.end(offset, Ok(Difference::Content { offset })),
+                    Err(error) => self.end(job.range.start, Err(error)),
+                }
             }
         }
     }
 
-    /// The next piece of work; `None` when there is none, or all are to stop.
-    fn next(&self) -> Option<Job> {
+    fn next_section(&self) -> Option<Range<u64>> {
+        let start = self.next.fetch_add(self.section, Ordering::Relaxed);
+        let is_left = start < self.total.min(self.limit.load(Ordering::Acquire));
+        is_left.then(|| start..start.saturating_add(self.section).min(self.total))
+    }
+
+    fn plan(&self, section: Range<u64>) -> Result<Plan<'a>, CompareError> {
+        let [first, second] = self.chains;
+        let views = [
+            View::new(first, Side::First, section.end)?,
+            View::new(second, Side::Second, section.end)?,
+        ];
+        let shares = self.shares && views[0].shares_layer(&views[1]);
+        Ok(Plan::new(views, section, shares, self.chunk, self.strict))
+    }
+
+    /// The next piece of work of a section; `None` when there is none, or it is of no interest any more.
+    fn next(&self, plan: &mut Plan<'a>) -> Option<Job> {
         loop {
             if self.monitor.is_some_and(Monitor::is_cancelled) {
                 self.end(0, Err(CompareError::Cancelled));
             }
-            let mut plan = lock(&self.plan);
-            let next = plan.next();
-            drop(plan);
-            match next {
-                // Pieces come in order, so nothing of interest follows one that is of none.
-                Ok(Next::Job(job)) if job.range.start < self.limit.load(Ordering::Acquire) => {
-                    return Some(job);
-                }
-                Ok(Next::Passed(len)) => {
-                    if self.limit.load(Ordering::Acquire) < u64::MAX {
-                        return None;
-                    }
-                    self.note_done(len);
-                }
+            if plan.position() >= self.limit.load(Ordering::Acquire) {
+                return None;
+            }
+            match plan.next() {
+                Ok(Next::Job(job)) => return Some(job),
+                Ok(Next::Passed(len)) => self.note_done(len),
                 Ok(Next::Allocation(offset)) => {
                     self.end(offset, Ok(Difference::Allocation { offset }));
                     return None;
                 }
-                Ok(Next::Job(_) | Next::End) => return None,
+                Ok(Next::End) => return None,
                 Err(error) => {
                     let offset = match &error {
                         CompareError::Storage { offset, .. } => *offset,
@@ -97,7 +144,7 @@ impl<'a> Run<'a> {
     }
 
     /// The first byte of a piece that differs.
-    fn look(&self, job: &Job, buffers: &mut [Vec<u8>; 2]) -> Result<Option<u64>, CompareError> {
+    fn look(&self, job: &Job, buffers: &mut [Pages; 2]) -> Result<Option<u64>, CompareError> {
         let len = usize::try_from(job.range.end - job.range.start).unwrap_or(usize::MAX);
         let sides = [Side::First, Side::Second];
         for (((buffer, disk), side), wanted) in
@@ -106,9 +153,7 @@ impl<'a> Run<'a> {
             if !wanted {
                 continue;
             }
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
+            buffer.grow(len);
             disk.read_at(buffer.get_mut(..len).unwrap_or_default(), job.range.start)
                 .map_err(|source| CompareError::Storage {
                     side,

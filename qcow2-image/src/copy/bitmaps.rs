@@ -1,6 +1,6 @@
 //! Bitmaps that are carried along.
 
-use crate::{BitmapOptions, BitmapState, Image, ImageError};
+use crate::{BitmapState, Image, ImageError};
 
 /// Which bitmaps were carried along.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct BitmapCopy {
 ///
 /// # Durability
 ///
-/// Durable on return.
+/// Durable on return. After a crash the target has some of them, each as a whole.
 pub fn copy_bitmaps(
     source: &Image,
     target: &Image,
@@ -50,23 +50,7 @@ pub fn copy_bitmaps(
         if bitmap.state != BitmapState::Consistent {
             continue;
         }
-        let options = BitmapOptions::new()
-            .granularity(bitmap.granularity)
-            .enabled(false);
-        target.create_bitmap(&bitmap.name, &options)?;
-        let merged = target.merge_bitmap(&bitmap.name, source, &bitmap.name);
-        let enabled = merged.and_then(|()| {
-            if bitmap.auto {
-                target.enable_bitmap(&bitmap.name)
-            } else {
-                Ok(())
-            }
-        });
-        if let Err(error) = enabled {
-            // Half of a bitmap is worse than none.
-            let _ = target.remove_bitmap(&bitmap.name);
-            return Err(error);
-        }
+        target.adopt_bitmap(source, &bitmap.name, bitmap.auto)?;
         done.copied.push(bitmap.name);
     }
     Ok(done)

@@ -31,13 +31,13 @@
 //! ```
 
 mod bitmaps;
+mod changes;
 mod checkpoint;
 mod error;
 mod options;
 mod order;
 mod pack;
 mod plan;
-mod rate;
 mod run;
 mod salvage;
 mod target;

@@ -172,8 +172,8 @@ impl<'a> CopyOptions<'a> {
         self
     }
 
-    /// Reads the target, too, and stores only what differs from what it shows, its backing file included. Not for compressed
-    /// copies.
+    /// Reads the target, too, and stores only what differs from what it shows, its backing file included: in whole clusters, if they
+    /// are compressed. Not together with [reserved space](Self::reserve).
     pub fn only_changes(mut self, on: bool) -> Self {
         self.only_changes = on;
         self

@@ -5,19 +5,24 @@ use std::ops::Range;
 use qcow2_format::GuestOffset;
 
 use super::CopyError;
+use super::changes::changes;
 use super::plan::Job;
 use super::run::{Run, slice};
+use super::worker::zero;
 use super::zeros::is_zero;
 use crate::ImageError;
+use crate::buffer::Pages;
 
 /// A piece of the disk, perhaps compressed, on its way to the target.
 #[derive(Debug, Default)]
 pub(super) struct Parcel {
     job: Job,
     /// The piece as it was read.
-    input: Vec<u8>,
+    input: Pages,
     /// All streams, one behind the other.
-    output: Vec<u8>,
+    output: Pages,
+    /// What the target has, where only what differs is stored.
+    old: Pages,
     clusters: Vec<Cluster>,
 }
 
@@ -53,27 +58,29 @@ impl Parcel {
             self.clusters.push(Cluster::Zero(base..end));
             return Ok(());
         }
-        if self.input.is_empty() {
-            let len = usize::try_from(place.chunk).unwrap_or(usize::MAX);
-            self.input.resize(len, 0);
-        }
+        self.input
+            .grow(usize::try_from(place.chunk).unwrap_or(usize::MAX));
         let filled = run.read(&self.job, &mut self.input)?;
         let Some((image, level)) = place.packing() else {
-            self.fill_plain(run, filled);
-            return Ok(());
+            return self.fill_plain(run, filled);
         };
-        self.output.resize(self.input.len(), 0);
+        self.output.grow(self.input.len());
         let mut used = 0;
         let mut at = base;
         for whole in filled {
             self.add_zeros(at..whole.start);
-            at = whole.start;
-            while at < whole.end {
+            at = whole.end;
+            let changed = self.changed(run, whole.clone())?;
+            let mut changed = changed.iter().peekable();
+            for start in whole.step_by(usize::try_from(place.unit).unwrap_or(usize::MAX)) {
                 if run.is_stopped() {
                     return Ok(());
                 }
-                let range = at..at + place.unit;
-                at = range.end;
+                let range = start..start + place.unit;
+                while changed.next_if(|part| part.end <= start).is_some() {}
+                if changed.peek().is_none_or(|part| part.start > start) {
+                    continue;
+                }
                 let cluster = slice(&mut self.input, base, range.clone());
                 if place.granule.is_some() && is_zero(cluster) {
                     self.add_zeros(range);
@@ -101,8 +108,17 @@ impl Parcel {
         Ok(())
     }
 
+    /// The parts of what was read that may have to be stored.
+    fn changed(&mut self, run: &Run<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, CopyError> {
+        if !run.place.only_changes {
+            return Ok(vec![range]);
+        }
+        let bytes = slice(&mut self.input, self.job.range.start, range.clone());
+        changes(&run.place, bytes, range, &mut self.old)
+    }
+
     /// Leaves out the zeros of what was read.
-    fn fill_plain(&mut self, run: &Run<'_>, filled: Vec<Range<u64>>) {
+    fn fill_plain(&mut self, run: &Run<'_>, filled: Vec<Range<u64>>) -> Result<(), CopyError> {
         let (place, base) = (&run.place, self.job.range.start);
         let end = self.job.range.end.next_multiple_of(place.unit);
         let mut at = base;
@@ -111,23 +127,26 @@ impl Parcel {
             for stretch in place.stretches(bytes, whole) {
                 self.add_zeros(at..stretch.start);
                 at = stretch.end;
-                self.add_plain(stretch);
+                for part in self.changed(run, stretch)? {
+                    self.add_plain(part);
+                }
             }
         }
         self.add_zeros(at..end.max(at));
+        Ok(())
     }
 
     fn add_zeros(&mut self, range: Range<u64>) {
         match self.clusters.last_mut() {
             _ if range.is_empty() => {}
-            Some(Cluster::Zero(last)) => last.end = range.end,
+            Some(Cluster::Zero(last)) if last.end == range.start => last.end = range.end,
             _ => self.clusters.push(Cluster::Zero(range)),
         }
     }
 
     fn add_plain(&mut self, range: Range<u64>) {
         match self.clusters.last_mut() {
-            Some(Cluster::Plain(last)) => last.end = range.end,
+            Some(Cluster::Plain(last)) if last.end == range.start => last.end = range.end,
             _ => self.clusters.push(Cluster::Plain(range)),
         }
     }
@@ -149,7 +168,7 @@ impl Parcel {
                     let bytes = slice(&mut self.input, base, range.clone());
                     stored += place.write(bytes, range.start)?;
                 }
-                Cluster::Zero(range) => place.zero(range.clone())?,
+                Cluster::Zero(range) => zero(place, range.clone(), &mut self.old)?,
             }
         }
         run.count(|report| {

@@ -9,10 +9,10 @@ use qcow2_io::Storage;
 
 use super::checkpoint::Marks;
 use super::plan::{Division, Job, Plan};
-use super::rate::Rate;
 use super::salvage;
 use super::target::Place;
 use super::{Checkpoint, CopyError, CopyOptions, CopyReport, Monitor};
+use crate::rate::Rate;
 
 /// What the threads of a copy share.
 pub(super) struct Run<'a> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use qcow2_io::codec::Level;
-use qcow2_io::{Storage, ZeroFlags};
+use qcow2_io::{Extent, Storage, ZeroFlags};
 
 use super::zeros::stretches;
 use super::{CopyError, CopyOptions};
@@ -11,6 +11,8 @@ use crate::Image;
 
 /// Extents of the target that are looked at to learn whether it is empty.
 const LOOK: usize = 16;
+/// Extents of the target that are asked for at a time.
+const BATCH: usize = 256;
 /// Zeros are written in pieces of at most this many bytes, so that a copy can be cancelled in between.
 const ZERO_MAX: u64 = 1 << 30;
 
@@ -81,10 +83,8 @@ impl<'a> Place<'a> {
             _ => unit,
         };
         let (chunk, granule) = (options.chunk_bytes(unit)?, options.granule(unit)?);
-        if options.only_changes && (options.compress.is_some() || options.is_ordered()) {
-            return Err(CopyError::Options(
-                "changes only, and compression or order,",
-            ));
+        if options.only_changes && options.reserve {
+            return Err(CopyError::Options("changes only, and reserved space,"));
         }
         let storage = storage_of(target);
         let before = storage
@@ -202,6 +202,18 @@ impl<'a> Place<'a> {
             .map_err(|error| CopyError::target_at(offset, len, error))
     }
 
+    /// What the target says of a range; the first of it, if it is much.
+    pub(super) fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, CopyError> {
+        let (start, len) = (range.start, range.end - range.start);
+        let found =
+            storage_of(self.target).extents(self.shift + start..self.shift + range.end, BATCH);
+        let mut found = found.map_err(|error| CopyError::target_at(start, len, error))?;
+        for extent in &mut found {
+            extent.offset = extent.offset.saturating_sub(self.shift);
+        }
+        Ok(found)
+    }
+
     /// Makes what was written durable.
     pub(super) fn flush(&self) -> Result<(), CopyError> {
         storage_of(self.target)
@@ -259,7 +271,7 @@ fn reads_as_zeros(storage: &dyn Storage, range: Range<u64>) -> Result<bool, Copy
     while at < len {
         let found = storage.extents(at..len, LOOK);
         let found = found.map_err(|error| CopyError::target_at(at, len - at, error))?;
-        let end = found.last().map_or(0, qcow2_io::Extent::end);
+        let end = found.last().map_or(0, Extent::end);
         if end <= at || found.iter().any(|extent| !extent.kind.reads_as_zeros()) {
             return Ok(false);
         }

@@ -1,7 +1,7 @@
 //! Two states of a disk side by side, by what their tables say.
 
 use crate::ImageError;
-use crate::chain::{Chain, Found, Local, Walker};
+use crate::chain::{Chain, Walker};
 
 /// Goes along two states of a disk, never back.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl<'a> Differ<'a> {
         let (one, run) = self.one.look(at, end)?;
         let (two, run) = self.two.look(at, at + run)?;
         let (is_zero, other_is_zero) = (one.local.reads_as_zeros(), two.local.reads_as_zeros());
-        let verdict = if (is_zero && other_is_zero) || self.is_same_place(one, two) {
+        let verdict = if (is_zero && other_is_zero) || self.one.is_same_place(one, &self.two, two) {
             Verdict::Same
         } else {
             Verdict::Open {
@@ -50,15 +50,5 @@ impl<'a> Differ<'a> {
             }
         };
         Ok((verdict, at + run))
-    }
-
-    /// Whether both take their bytes from the same place.
-    fn is_same_place(&self, one: Found, two: Found) -> bool {
-        let is_same_place = match (one.local, two.local) {
-            (Local::Data(one), Local::Data(two)) => one == two,
-            (Local::Packed(one), Local::Packed(two)) => one == two,
-            _ => false,
-        };
-        is_same_place && self.one.is_same_layer(one.depth, &self.two, two.depth)
     }
 }

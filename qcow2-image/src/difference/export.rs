@@ -63,6 +63,13 @@ impl<'a> ExportOptions<'a> {
         self
     }
 
+    /// Looks at no more bytes of the disk a second, on average, where the tables don't tell what they are. 0, the default, means no
+    /// limit.
+    pub fn rate(mut self, bytes_per_second: u64) -> Self {
+        self.work.rate = bytes_per_second;
+        self
+    }
+
     /// Who watches.
     pub fn monitor(mut self, monitor: &'a dyn Monitor) -> Self {
         self.work.monitor = Some(monitor);
@@ -74,6 +81,7 @@ impl fmt::Debug for ExportOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExportOptions")
             .field("threads", &self.work.threads)
+            .field("rate", &self.work.rate)
             .field("compress", &self.compress)
             .finish_non_exhaustive()
     }
@@ -88,11 +96,13 @@ impl fmt::Debug for ExportOptions<'_> {
 /// # Errors
 ///
 /// [`ChainError::TooSmall`] for a target that is shorter than the new state; [`ImageError::Unsupported`] for one without a backing
-/// file, or that can't be compressed; what the states and the target report. The target then has any part of it, and is of no use.
+/// file, or that can't be compressed; what the states and the target report. The target then has any part of it. The same export can be
+/// done again, into the same target.
 ///
 /// # Durability
 ///
-/// None: [flush](Storage::flush) or [close](Image::close) the target.
+/// None: [flush](Storage::flush) or [close](Image::close) the target. After a crash the target shows each byte of the old state or of the
+/// new one, and the export can be done again.
 pub fn export(
     new: &Chain<'_>,
     changes: Changes<'_>,

@@ -41,6 +41,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::ImageError;
+use crate::buffer::Pages;
 use crate::chain::{Chain, ChainError};
 use crate::write::is_zero;
 
@@ -96,7 +97,7 @@ pub struct Differences<'a> {
     found: VecDeque<Difference>,
     /// The last one found, which the next may join.
     last: Option<Difference>,
-    buffers: [Vec<u8>; 2],
+    buffers: [Pages; 2],
 }
 
 impl<'a> Differences<'a> {
@@ -133,7 +134,7 @@ impl<'a> Differences<'a> {
             compared: range.start,
             found: VecDeque::new(),
             last: None,
-            buffers: [Vec::new(), Vec::new()],
+            buffers: [Pages::EMPTY, Pages::EMPTY],
         })
     }
 
@@ -186,7 +187,7 @@ impl<'a> Differences<'a> {
             (&self.old, &mut *old, "old state"),
         ];
         for (chain, buffer, what) in disks {
-            buffer.resize(usize::try_from(len).unwrap_or(0), 0);
+            buffer.resize(usize::try_from(len).unwrap_or(0));
             let read = chain
                 .storage()
                 .map_or(Ok(()), |disk| disk.read_at(buffer, offset));

@@ -51,6 +51,13 @@ impl<'a> RebaseOptions<'a> {
         self
     }
 
+    /// Looks at no more bytes of the disk a second, on average, where the tables don't tell that both files are the same. 0, the
+    /// default, means no limit.
+    pub fn rate(mut self, bytes_per_second: u64) -> Self {
+        self.work.rate = bytes_per_second;
+        self
+    }
+
     /// Who watches.
     pub fn monitor(mut self, monitor: &'a dyn Monitor) -> Self {
         self.work.monitor = Some(monitor);
@@ -62,6 +69,7 @@ impl fmt::Debug for RebaseOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RebaseOptions")
             .field("threads", &self.work.threads)
+            .field("rate", &self.work.rate)
             .field("compress", &self.compress)
             .field("dense", &self.dense)
             .finish_non_exhaustive()

@@ -62,6 +62,8 @@ pub struct Transferred {
 pub(crate) struct Work<'a> {
     pub(crate) threads: usize,
     pub(crate) monitor: Option<&'a dyn Monitor>,
+    /// Bytes that are read or stored a second, at most; 0 for no limit.
+    pub(crate) rate: u64,
 }
 
 impl Work<'_> {
@@ -99,7 +101,7 @@ pub(crate) fn transfer(
     work: Work<'_>,
 ) -> Result<Transferred, ChainError> {
     let plan = Plan::new(candidates, disks.target.unit(), disks.size);
-    let run = Run::new(disks, plan, work.monitor);
+    let run = Run::new(disks, plan, work);
     threads::on_threads(work.thread_count(), &|| run.work());
     run.finish()
 }

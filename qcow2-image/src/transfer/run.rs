@@ -8,8 +8,10 @@ use std::thread;
 use qcow2_io::Storage;
 
 use super::plan::{Job, Plan, grains};
-use super::{Candidate, Disks, Rival, Transferred};
+use super::{Candidate, Disks, Rival, Transferred, Work};
+use crate::buffer::Pages;
 use crate::chain::ChainError;
+use crate::rate::Rate;
 use crate::write::is_zero;
 use crate::{ImageError, Monitor};
 
@@ -22,6 +24,7 @@ pub(super) struct Run<'a> {
     grain: u64,
     plan: Mutex<Plan<'a>>,
     monitor: Option<&'a dyn Monitor>,
+    rate: Option<Rate>,
     stopped: AtomicBool,
     failure: Mutex<Option<ChainError>>,
     done: AtomicU64,
@@ -39,17 +42,18 @@ enum Fate {
 /// Room for one piece of each disk.
 #[derive(Default)]
 struct Room {
-    source: Vec<u8>,
-    other: Vec<u8>,
+    source: Pages,
+    other: Pages,
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(disks: Disks<'a>, plan: Plan<'a>, monitor: Option<&'a dyn Monitor>) -> Self {
+    pub(super) fn new(disks: Disks<'a>, plan: Plan<'a>, work: Work<'a>) -> Self {
         Self {
             grain: disks.target.grain(),
             disks,
             plan: Mutex::new(plan),
-            monitor,
+            monitor: work.monitor,
+            rate: Rate::new(work.rate),
             stopped: AtomicBool::new(false),
             failure: Mutex::default(),
             done: AtomicU64::new(0),
@@ -112,6 +116,17 @@ impl<'a> Run<'a> {
         Ok(*lock(&self.report))
     }
 
+    /// Waits until it is time for so many bytes more.
+    fn wait(&self, bytes: u64) -> Result<(), ChainError> {
+        let is_over = || {
+            self.stopped.load(Ordering::Acquire) || self.monitor.is_some_and(Monitor::is_cancelled)
+        };
+        match &self.rate {
+            Some(rate) if !rate.take(bytes, is_over) => Err(ChainError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
     /// Stores what differs of one task.
     fn carry(&self, task: &Candidate, room: &mut Room) -> Result<(), ChainError> {
         let disks = &self.disks;
@@ -119,6 +134,7 @@ impl<'a> Run<'a> {
         if task.is_zero && task.rival == Rival::None {
             return self.zero(range);
         }
+        self.wait(range.end - range.start)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(0);
         if !task.is_zero {
             self.read(disks.source, disks.source_name, &range, &mut room.source)?;
@@ -188,6 +204,7 @@ impl<'a> Run<'a> {
             // Pieces end where clusters do.
             let end = (at / PIECE + 1).saturating_mul(PIECE).min(range.end);
             let piece = at..end;
+            self.wait(end - at)?;
             let len = usize::try_from(end - at).unwrap_or(0);
             let written = self
                 .disks
@@ -216,13 +233,11 @@ impl<'a> Run<'a> {
         disk: &dyn Storage,
         what: &'static str,
         range: &Range<u64>,
-        room: &mut Vec<u8>,
+        room: &mut Pages,
     ) -> Result<(), ChainError> {
         let (offset, len) = (range.start, range.end - range.start);
         let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-        if room.len() < bytes {
-            room.resize(bytes, 0);
-        }
+        room.grow(bytes);
         disk.read_at(room.get_mut(..bytes).unwrap_or_default(), offset)
             .map_err(|source| ChainError::Read {
                 what,

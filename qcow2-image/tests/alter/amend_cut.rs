@@ -66,9 +66,16 @@ fn deeds() -> Vec<Deed> {
             new().cluster_size(4096).lazy_refcounts(true),
             |options| options.lazy_refcounts(false),
         ),
+        amend("lazy on", new().cluster_size(1024), |options| {
+            options.lazy_refcounts(true)
+        }),
         amend("grow", new().cluster_size(4096), |options| {
             options.size(3 << 20)
         }),
+        Deed::new("other name", new().cluster_size(512), |image| {
+            image.set_backing_name(Some((b"elsewhere/base.raw", b"raw")))
+        })
+        .over(noise(34, 200_000)),
     ]
 }
 

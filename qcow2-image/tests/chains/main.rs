@@ -18,5 +18,11 @@ mod kinds;
 /// Work that is cut short, by a crash at any moment or by any single fault.
 mod cut_short;
 
+/// The same of exports.
+mod cut_export;
+
+/// Work that is not to go faster than someone says.
+mod held_back;
+
 /// The same beside qemu-img.
 mod oracle;

@@ -10,6 +10,10 @@
 mod bitmaps;
 /// Disks side by side.
 mod compared;
+/// Disks side by side, with what they are stored as.
+mod compared_strictly;
+/// Copies that a crash or a fault cuts short.
+mod cut_short;
 /// Sources and targets of all kinds, judged by both checkers and by QEMU.
 mod equal;
 /// Sides that fail or panic, and copies that are cancelled.

@@ -11,6 +11,8 @@ use qcow2_io::codec::Level;
 use qcow2_io::{Fault, Faulty, Operation, Storage, StorageErrorKind};
 
 const LEN: usize = 300 << 10;
+/// Bytes of a machine's state.
+const STATE: usize = 60_001;
 
 /// What is done to an image with the snapshots `one` and `two`.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +21,26 @@ enum Deed {
     Delete,
     DeleteLast,
     Apply,
+    /// A machine's state is written, over the one that the disk shares with `one`.
+    WriteState,
+    /// The same, and a snapshot takes it over.
+    CreateWithState,
 }
 
-const DEEDS: [Deed; 4] = [Deed::Create, Deed::Delete, Deed::DeleteLast, Deed::Apply];
+const DEEDS: [Deed; 6] = [
+    Deed::Create,
+    Deed::Delete,
+    Deed::DeleteLast,
+    Deed::Apply,
+    Deed::WriteState,
+    Deed::CreateWithState,
+];
 
-/// The disk, and the snapshots by name with what they hold.
+/// The disk, and the snapshots by name with the disks and machine states that they hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct State {
     disk: Vec<u8>,
-    snapshots: Vec<(Vec<u8>, Vec<u8>)>,
+    snapshots: Vec<(Vec<u8>, Vec<u8>, Vec<u8>)>,
 }
 
 fn recipes() -> Vec<CreateOptions> {
@@ -49,6 +62,25 @@ fn do_it(deed: Deed, image: &Image) -> Result<(), ImageError> {
         Deed::Delete => image.delete_snapshot(&SnapshotKey::any("one")),
         Deed::DeleteLast => image.delete_snapshot(&SnapshotKey::any("two")),
         Deed::Apply => image.apply_snapshot(&SnapshotKey::any("one")),
+        Deed::WriteState => write_state(image, 21),
+        Deed::CreateWithState => {
+            write_state(image, 21)?;
+            image.create_snapshot(&with_state("three")).map(drop)
+        }
+    }
+}
+
+/// Writes a machine's state in pieces that end anywhere.
+fn write_state(image: &Image, seed: u64) -> Result<(), ImageError> {
+    let state = bytes(seed, STATE);
+    let mut pieces = (0_u64..).step_by(7013).zip(state.chunks(7013));
+    pieces.try_for_each(|(at, piece)| image.write_vm_state(piece, at))
+}
+
+fn with_state(name: &str) -> SnapshotOptions {
+    SnapshotOptions {
+        vm_state_size: STATE as u64,
+        ..SnapshotOptions::new(name)
     }
 }
 
@@ -64,7 +96,7 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// An image with two snapshots, written to before, between and after.
-fn prepare(recipe: &CreateOptions) -> Vec<u8> {
+fn prepare(recipe: &CreateOptions, deed: Deed) -> Vec<u8> {
     let memory = Arc::new(qcow2_io::Memory::new());
     Image::create(&memory, recipe).unwrap();
     let image = Image::options().open(memory.clone()).unwrap();
@@ -85,9 +117,15 @@ fn prepare(recipe: &CreateOptions) -> Vec<u8> {
         image
             .write_zeroes(5000 * seed..5000 * seed + 20_000, qcow2_io::ZeroFlags::NONE)
             .unwrap();
-        if !name.is_empty() {
+        if name == "one" {
+            write_state(&image, 11).unwrap();
+            image.create_snapshot(&with_state(name)).unwrap();
+        } else if !name.is_empty() {
             image.create_snapshot(&SnapshotOptions::new(name)).unwrap();
         }
+    }
+    if matches!(deed, Deed::WriteState | Deed::CreateWithState) {
+        image.apply_snapshot(&SnapshotKey::any("one")).unwrap();
     }
     image.close().unwrap();
     memory.to_vec().unwrap()
@@ -105,7 +143,9 @@ fn state(storage: &Arc<dyn Storage>) -> State {
     let snapshots = snapshots.into_iter().map(|snapshot| {
         let key = SnapshotKey::Id(snapshot.id);
         let view = options().snapshot(key).open(Arc::clone(storage)).unwrap();
-        (snapshot.name, read(&view))
+        let mut state = vec![0; usize::try_from(snapshot.vm_state_size).unwrap()];
+        view.read_vm_state(&mut state, 0).unwrap();
+        (snapshot.name, read(&view), state)
     });
     State {
         snapshots: snapshots.collect(),
@@ -138,7 +178,7 @@ struct Case {
 
 impl Case {
     fn new(recipe: &CreateOptions, deed: Deed) -> Self {
-        let start = prepare(recipe);
+        let start = prepare(recipe, deed);
         let memory = || Arc::new(qcow2_io::Memory::from(start.clone())) as Arc<dyn Storage>;
         let before = state(&memory());
         let storage = memory();
@@ -148,7 +188,12 @@ impl Case {
         image.close().unwrap();
         assert_eq!(damage(&storage, true), []);
         let after = state(&storage);
-        assert_ne!(before, after);
+        if matches!(deed, Deed::WriteState) {
+            // Nobody has taken it over.
+            assert_eq!(before, after);
+        } else {
+            assert_ne!(before, after);
+        }
         Self {
             name: format!("{deed:?} with {:?}", image_numbers(recipe)),
             old,

@@ -96,6 +96,21 @@ fn copies_show_the_same_whatever_they_are() {
     ]);
     assert_eq!(told["stored-bytes"], 0, "{told}");
     bench.same("thin.qcow2", "flat.raw");
+    // So it is where it is compressed.
+    bench.io("there.qcow2", "write -P 7 4M 64k");
+    let told = bench.object(&[
+        "convert",
+        "--compress",
+        "--backing",
+        "disk.qcow2",
+        "-F",
+        "qcow2",
+        "there.qcow2",
+        "thin-packed.qcow2",
+    ]);
+    assert_eq!(told["stored-bytes"], 65536, "{told}");
+    assert_eq!(told["compressed-clusters"], 1, "{told}");
+    bench.same("thin-packed.qcow2", "there.qcow2");
 }
 
 #[test]
@@ -214,7 +229,9 @@ fn an_image_gets_another_backing_file_and_keeps_its_disk() {
     bench.ok(&["create", "empty.qcow2", "16M"]);
     bench.ok(&["rebase", "-b", "empty.qcow2", "-F", "qcow2", "top.qcow2"]);
     bench.same("disk.qcow2", "top.qcow2");
-    bench.ok(&["rebase", "--no-backing", "top.qcow2"]);
+    // What there is to carry over comes at once.
+    let words = ["rebase", "--no-backing", "-r", "1G", "top.qcow2"];
+    bench.ok(&words);
     fs::remove_file(bench.path("empty.qcow2")).unwrap();
     bench.same("disk.qcow2", "top.qcow2");
     bench.ok(&[

@@ -189,9 +189,13 @@ impl Deed {
             Self::Compact { .. } => true,
             // QEMU leaves bitmaps as they are, though the disk is another.
             Self::ApplySnapshot { .. } => !model.bitmaps.is_empty(),
-            // What QEMU's rebase stored behind the end, in the last subcluster, comes to light when QEMU grows the disk.
+            // What QEMU's rebase stored behind the end, in the last subcluster, comes to light when QEMU grows the disk. And version 2
+            // has nothing to hide with what a longer backing file has there, so QEMU refuses.
             Self::Resize { size } => {
-                *size > model.size() && !model.size().is_multiple_of(1 << model.cluster_bits)
+                let size_now = model.size();
+                let is_cut = !size_now.is_multiple_of(1 << model.cluster_bits);
+                let hides = model.version == Version::V2 && model.below_len() as u64 > size_now;
+                *size > size_now && (is_cut || hides)
             }
             // QEMU stores no zeros then, and the new backing file shows.
             Self::Rebase { to: Some(_) } => model.version == Version::V2 && model.backing.is_none(),

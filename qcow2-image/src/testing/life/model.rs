@@ -249,7 +249,7 @@ impl Model {
         }
     }
 
-    /// Bytes of the base that the disk reads through to, for a message.
+    /// Bytes of the base that the disk reads through to.
     pub(super) fn below_len(&self) -> usize {
         self.below().len()
     }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qcow2_check::{Code, Options, Severity, check};
+use qcow2_image::copy::copy_bitmaps;
 use qcow2_image::create::CreateOptions;
 use qcow2_image::testing::{Moment, Overlay, Random, Tape};
 use qcow2_image::{
@@ -27,6 +28,8 @@ enum Deed {
     Disable,
     Merge,
     MergeOn,
+    MergeFrom,
+    CopyFrom,
     RecoverAll,
     RecoverStored,
     Grow,
@@ -34,7 +37,7 @@ enum Deed {
     Apply,
 }
 
-const DEEDS: [Deed; 14] = [
+const DEEDS: [Deed; 16] = [
     Deed::Create,
     Deed::Remove,
     Deed::RemoveAll,
@@ -44,6 +47,8 @@ const DEEDS: [Deed; 14] = [
     Deed::Disable,
     Deed::Merge,
     Deed::MergeOn,
+    Deed::MergeFrom,
+    Deed::CopyFrom,
     Deed::RecoverAll,
     Deed::RecoverStored,
     Deed::Grow,
@@ -73,12 +78,29 @@ fn do_it(deed: Deed, image: &Image) -> Result<(), ImageError> {
         Deed::Disable => image.disable_bitmap(b"on"),
         Deed::Merge => image.merge_bitmap(b"off", image, b"coarse"),
         Deed::MergeOn => image.merge_bitmap(b"on", image, b"coarse"),
+        Deed::MergeFrom => image.merge_bitmap(b"on", &another(), b"second"),
+        Deed::CopyFrom => copy_bitmaps(&another(), image, false).map(drop),
         Deed::RecoverAll => image.recover_bitmap(b"stale", BitmapRecovery::AllChanged),
         Deed::RecoverStored => image.recover_bitmap(b"stale", BitmapRecovery::AsStored),
         Deed::Grow => resize(LEN * 2),
         Deed::Shrink => resize(LEN / 3 / 512 * 512),
         Deed::Apply => image.apply_snapshot(&SnapshotKey::any("one")),
     }
+}
+
+/// Another image with two bitmaps, one of which records.
+fn another() -> Image {
+    let memory = Arc::new(Memory::new());
+    Image::create(&memory, &CreateOptions::new(LEN)).unwrap();
+    let image = Image::options().open(memory).unwrap();
+    for (name, granularity) in [("first", 512), ("second", 2048)] {
+        let options = BitmapOptions::new().granularity(granularity);
+        image.create_bitmap(name.as_bytes(), &options).unwrap();
+        image.write_at(&[1; 3000], granularity * 700).unwrap();
+        image.write_at(&[1; 70_000], granularity * 1000).unwrap();
+    }
+    image.disable_bitmap(b"first").unwrap();
+    image
 }
 
 fn recipes() -> [CreateOptions; 3] {
@@ -248,6 +270,10 @@ impl Case {
         match self.deed {
             // One after the other.
             Deed::RemoveAll => self.before.bitmaps.ends_with(&now.bitmaps),
+            Deed::CopyFrom => {
+                let before = &self.before.bitmaps;
+                now.bitmaps.starts_with(before) && self.after.bitmaps.starts_with(&now.bitmaps)
+            }
             // What is to change is announced before it does.
             Deed::Apply if same_size(&self.before) => {
                 let pairs = self.before.bitmaps.iter().zip(&now.bitmaps);

@@ -6,9 +6,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum as _;
-use qcow2_image::chain::BackingFile;
+use qcow2_image::chain::{BackingFile, Chain};
 use qcow2_image::commit::CommitOptions;
-use qcow2_image::compare::{CompareOptions, compare};
+use qcow2_image::compare::{CompareOptions, compare_chains};
 use qcow2_image::copy::{CopyOptions, Target, copy};
 use qcow2_image::create::{CreateOptions, Preallocation};
 use qcow2_image::map::map;
@@ -111,11 +111,15 @@ pub(in crate::bench) fn run(args: &Args) -> Result<ExitCode> {
             println!("{:?}", measure(&CreateOptions::default(), &options)?);
         }
         Step::Compare => {
-            let found = compare(&read(0)?, &File::open(file(1))?, &CompareOptions::new())?;
+            let (image, raw) = (read(0)?, File::open(file(1))?);
+            let chains = [image.chain(), Chain::file(&raw)];
+            let found = compare_chains(&chains[0], &chains[1], &CompareOptions::new())?;
             ensure!(found.difference.is_none(), "they differ");
         }
         Step::CompareSparse => {
-            let found = compare(&read(0)?, &read(1)?, &CompareOptions::new())?;
+            let images = [read(0)?, read(1)?];
+            let chains = [images[0].chain(), images[1].chain()];
+            let found = compare_chains(&chains[0], &chains[1], &CompareOptions::new())?;
             ensure!(found.difference.is_none(), "they differ");
         }
         Step::ToImage => {

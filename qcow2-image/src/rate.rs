@@ -1,17 +1,15 @@
 //! Not faster than was asked for.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::run::lock;
-
-/// A pause lasts no longer, so that a copy can be cancelled.
+/// A pause lasts no longer, so that the work can be cancelled.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// Holds threads up so that all together stay below a rate.
 #[derive(Debug)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     bytes_per_second: u64,
     /// When the next byte may be taken.
     next: Mutex<Instant>,
@@ -19,7 +17,7 @@ pub(super) struct Rate {
 
 impl Rate {
     /// `None` for a rate of 0, which means no limit.
-    pub(super) fn new(bytes_per_second: u64) -> Option<Self> {
+    pub(crate) fn new(bytes_per_second: u64) -> Option<Self> {
         (bytes_per_second > 0).then(|| Self {
             bytes_per_second,
             next: Mutex::new(Instant::now()),
@@ -27,9 +25,10 @@ impl Rate {
     }
 
     /// Takes so many bytes, once it is time to. `false` if `is_over` said so meanwhile.
-    pub(super) fn take(&self, bytes: u64, is_over: impl Fn() -> bool) -> bool {
+    pub(crate) fn take(&self, bytes: u64, is_over: impl Fn() -> bool) -> bool {
         let turn = {
-            let mut next = lock(&self.next);
+            // Whoever panics ends the work.
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             // What was not used in the past is gone.
             let turn = (*next).max(Instant::now());
             *next = turn.checked_add(self.time_for(bytes)).unwrap_or(turn);

@@ -46,6 +46,8 @@ mod read;
 mod ready;
 pub mod rebase;
 mod recover;
+#[cfg(feature = "encryption")]
+mod repair_key;
 mod reserved;
 mod resize;
 mod scan;
@@ -71,5 +73,7 @@ pub use options::ImageOptions;
 pub use qcow2_alloc::PassDiscard;
 pub use qcow2_cache::{Kinds, MetadataError, OverlapChecks, PointerKind, Rules, Template, Watcher};
 pub use qcow2_check::chain::References;
+#[cfg(feature = "encryption")]
+pub use repair_key::RepairKey;
 pub use resize::ResizeOptions;
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotOptions};

@@ -10,13 +10,13 @@ mod table;
 
 use std::sync::Arc;
 
-use super::action::{Action, ActionKind};
+use super::action::ActionKind;
 use super::plan::Planner;
 use super::{Orphans, PlanError, header};
 use crate::blocks::Blocks;
 use crate::{Code, Finding, Place, Run, Structure, load, references};
 
-use flags::mend_flags;
+use flags::{Corrected, mend_flags};
 use pass::{Changed, Direction, Pass};
 use table::Table;
 
@@ -98,9 +98,21 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
     let bits = image.cluster_bits();
     planner.keep_clear(map.end() << bits);
 
+    let unread = image.reader.failure().cloned();
     let mut table = Table::read(image, &map);
     let mut released = table.claim(image, &mut map);
+    planner.unreadable |= unread.is_some();
+    if let (true, Some((offset, reason))) = (table.is_unreadable, &unread) {
+        // Neither who has clusters nor which are in use is known.
+        let place = Place::of(Structure::File).at(*offset, 0);
+        let finding = Finding::new(Code::ReadFailed, place, reason.clone());
+        return Err(PlanError::Hopeless(Box::new(finding)));
+    }
+    let known = image.reader.failure().is_some();
     table.complete(planner, image, &mut map, &mut released)?;
+    if planner.unreadable {
+        table.keep_all(image, &mut map);
+    }
     table.write(planner, image, (raise, switch))?;
 
     let blocks = Blocks::from(table.blocks());
@@ -112,27 +124,29 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         blocks: &blocks,
         keep,
     };
+    let unreadable = planner.unreadable;
     let raised = pass.run(raise, Direction::Raise, &run)?;
-    let wrong = if suspect {
-        mend_flags(&overlay, flags, image, &map, &scan)
+    let corrected = if suspect {
+        mend_flags(planner, flags, image, &map, &scan)
     } else {
-        0
+        Corrected::default()
     };
-    let lowered = pass.run(lower, Direction::Lower, &run)?;
+    // A refcount that is too high may count what can't be read.
+    let lowered = if unreadable {
+        Changed::default()
+    } else {
+        pass.run(lower, Direction::Lower, &run)?
+    };
     if run.is_cancelled() {
         return Err(PlanError::Cancelled);
     }
-    if let Some((offset, reason)) = image.reader.failure() {
+    if !known && let Some((offset, reason)) = image.reader.failure() {
         let place = Place::of(Structure::File).at(*offset, 0);
         let finding = Finding::new(Code::ReadFailed, place, reason.clone());
         return Err(PlanError::Hopeless(Box::new(finding)));
     }
     raised.tell(planner, ActionKind::RaiseRefcounts);
-    if wrong > 0 {
-        let place = Place::of(Structure::L2Table);
-        let reason = "the flags don't agree with the number of references";
-        planner.add(Action::new(ActionKind::SetCopied, place, reason).times(wrong));
-    }
+    corrected.tell(planner);
     lowered.tell(planner, ActionKind::LowerRefcounts);
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::oracle;
 /// States made of each stretch between two flushes.
 const STATES: usize = 6;
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
@@ -38,7 +38,7 @@ fn at_level(level: Level) -> RepairOptions<'static> {
 }
 
 /// What a crash may leave: all up to some flush, and of what follows any pieces.
-fn states(events: &[Event], random: &mut Random) -> Vec<Vec<Event>> {
+pub(super) fn states(events: &[Event], random: &mut Random) -> Vec<Vec<Event>> {
     let mut states = Vec::new();
     let mut durable: Vec<Event> = Vec::new();
     for stretch in events.split_inclusive(Event::is_flush) {

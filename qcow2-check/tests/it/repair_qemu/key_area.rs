@@ -73,7 +73,9 @@ fn no_repair_frees_or_overwrites_the_area_of_luks_keys() {
             made.apply(None).unwrap();
             *repaired += usize::from(!made.is_empty());
             let after = Bytes(image.to_vec().unwrap());
-            for cluster in clusters.clone() {
+            // What lies behind the end of a file that was cut is gone.
+            let there = |cluster: &u64| cluster << CLUSTER_BITS < before.len() as u64;
+            for cluster in clusters.clone().filter(there) {
                 let was = refcount(&before, cluster).unwrap_or(0);
                 let is = refcount(&after.0, cluster).unwrap_or(0);
                 assert!(

@@ -173,7 +173,7 @@ fn no_sector_that_cannot_be_read_counts_as_zeros() {
         return;
     }
     let mut planned = 0;
-    let mut refused = Vec::new();
+    let mut refused = 0;
     for name in [
         "512",
         "snapshots",
@@ -195,8 +195,10 @@ fn no_sector_that_cannot_be_read_counts_as_zeros() {
                 let what = format!("{name}, {start:#x}, {level}");
                 let made = match plan(&image, &at(level)) {
                     Ok(made) => made,
+                    // Without its header an image is nothing.
                     Err(error) => {
-                        refused.push(format!("{what}: {error}"));
+                        assert!(start < 1 << bytes.0[23], "{what}: {error}");
+                        refused += 1;
                         continue;
                     }
                 };
@@ -225,10 +227,6 @@ fn no_sector_that_cannot_be_read_counts_as_zeros() {
             }
         }
     }
-    // The header, and what else there is nothing to begin without.
-    eprintln!("{planned} plans, none for {}: {refused:#?}", refused.len());
-    assert!(
-        planned > 500 && refused.len() * 50 < planned,
-        "{refused:#?}"
-    );
+    eprintln!("{planned} plans; none for {refused} sectors of headers");
+    assert!(planned > 500);
 }

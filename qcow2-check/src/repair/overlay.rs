@@ -4,12 +4,13 @@
 //! which a plan is applied. Changes are kept by sectors of 512 bytes, the unit that a crash leaves whole. What is filled with one
 //! word, as refcounts mostly are, and what is copied from elsewhere in the file, takes next to no memory.
 
+mod recrypt;
+
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use qcow2_format::{GuestOffset, HostOffset};
 use qcow2_io::{
     Extent, ExtentKind, Limits, Operation, Result, Storage, StorageError, StorageErrorKind,
     ZeroFlags,
@@ -272,28 +273,6 @@ impl<'a> Overlay<'a> {
         Ok(())
     }
 
-    /// As [`copy`](Self::copy), for encrypted data that belongs at `guest` on the disk: it is what it was, at its new place. The cipher must
-    /// be set.
-    pub(super) fn copy_encrypted(
-        &self,
-        layer: usize,
-        from: u64,
-        to: u64,
-        len: u64,
-        guest: u64,
-    ) -> Result<()> {
-        if !to.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
-            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-            self.read_below(&self.state(), layer, &mut bytes, from)?;
-            self.recrypt(from, to, guest, &mut bytes)?;
-            return self.write(layer, to, &bytes);
-        }
-        self.put_pages(layer, to, len, |step| {
-            Content::Recrypted(from + step, guest + step)
-        });
-        Ok(())
-    }
-
     /// Changes all bytes of a range of whole pages; `content` gives what is so far behind its beginning.
     fn put_pages(&self, layer: usize, to: u64, len: u64, content: impl Fn(u64) -> Content) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -307,53 +286,6 @@ impl<'a> Overlay<'a> {
             }
         }
         state.len = state.len.max(to.saturating_add(len));
-    }
-
-    /// Whether [`copy_encrypted`](Self::copy_encrypted) may be called.
-    pub(super) fn has_cipher(&self) -> bool {
-        self.cipher.get().is_some()
-    }
-
-    /// Sets the cipher of guest data; the first one counts.
-    pub(super) fn set_cipher(&self, cipher: Box<dyn DataCipher>) {
-        self.cipher.get_or_init(|| cipher);
-    }
-
-    /// Enciphers bytes that lie at `from` for the place `to`.
-    fn recrypt(&self, from: u64, to: u64, guest: u64, bytes: &mut [u8]) -> Result<()> {
-        let failed = |why: String| {
-            StorageError::new(Operation::Read, StorageErrorKind::Unsupported)
-                .at(from, PAGE)
-                .with_detail(why)
-        };
-        let Some(cipher) = self.cipher.get() else {
-            return Err(failed("the key is not at hand".to_owned()));
-        };
-        let guest = GuestOffset::new(guest);
-        cipher
-            .decrypt(guest, HostOffset::new(from), bytes)
-            .and_then(|()| cipher.encrypt(guest, HostOffset::new(to), bytes))
-            .map_err(|error| failed(error.to_string()))
-    }
-
-    /// Writes zeros as a guest reads them at `guest`: enciphered.
-    pub(super) fn write_encrypted_zeros(
-        &self,
-        layer: usize,
-        to: u64,
-        len: u64,
-        guest: u64,
-    ) -> Result<()> {
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        if let Some(cipher) = self.cipher.get() {
-            let done = cipher.encrypt(GuestOffset::new(guest), HostOffset::new(to), &mut bytes);
-            done.map_err(|error| {
-                StorageError::new(Operation::Write, StorageErrorKind::Unsupported)
-                    .at(to, len)
-                    .with_detail(error.to_string())
-            })?;
-        }
-        self.write(layer, to, &bytes)
     }
 
     /// The ranges that a layer changes, ascending and apart; all layers' together for `None`.

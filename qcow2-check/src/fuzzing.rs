@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use qcow2_format::HostOffset;
-use qcow2_io::{Memory, Storage};
+use qcow2_format::header::Header;
+use qcow2_format::{GuestOffset, HostOffset};
+use qcow2_io::{Fault, Faulty, Memory, Operation, Storage};
 
-use crate::repair::{Level, RepairOptions, plan, undo};
+use crate::repair::{DataCipher, Key, KeyError, Level, RepairOptions, plan, undo};
 use crate::{Options, Report, Severity, audit, owners, recount};
 
 /// Audits arbitrary bytes as an image. The last eight bytes say how much longer than its content the file is and which
@@ -75,18 +76,18 @@ pub fn image(data: &[u8]) {
 /// Bytes that a repair may let the file grow by.
 const GROWTH_MAX: u64 = 4 << 20;
 
-/// Repairs arbitrary bytes as an image, and undoes that. The last two bytes say how far the repair goes, and how much longer than its
-/// content the file is.
+/// Repairs arbitrary bytes as an image, and undoes that. The last two bytes say how far the repair goes, whether it has a key and whether all of the
+/// file can be read, and how much longer than its content the file is.
 ///
 /// # Panics
 ///
 /// If planning changes the image, a repair writes where its plan doesn't say, ends otherwise than promised, wants to do more when it is
 /// repeated, or can't be undone.
 pub fn repair(data: &[u8]) {
-    let Some((content, [level, longer])) = data.split_last_chunk::<2>() else {
+    let Some((content, [settings, longer])) = data.split_last_chunk::<2>() else {
         return;
     };
-    let level = match level % 3 {
+    let level = match settings % 3 {
         0 => Level::Leaks,
         1 => Level::All,
         _ => Level::Salvage,
@@ -99,8 +100,18 @@ pub fn repair(data: &[u8]) {
         threads: 1,
         max_actions: 5,
         max_growth: Some(GROWTH_MAX),
+        key: (settings / 3 % 2 == 1).then_some(&Shifted),
         ..RepairOptions::default()
     };
+    if settings / 6 % 4 == 1 {
+        // Any sector, and not always the same.
+        let sum = content.iter().fold(0_u64, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+        });
+        let sectors = (before.len() as u64).div_ceil(512).max(1);
+        unreadable(&before, sum % sectors, &options);
+        return;
+    }
     let Ok(made) = plan(&image, &options) else {
         assert!(bytes(&image) == before, "planning changes the image");
         return;
@@ -136,6 +147,60 @@ pub fn repair(data: &[u8]) {
     }
     undo(&image, &file, false).expect("memory can be written");
     assert!(bytes(&image) == before, "undo brings something else back");
+}
+
+/// The same, with a sector that can't be read until the repair is through.
+fn unreadable(before: &[u8], sector: u64, options: &RepairOptions<'_>) {
+    let image = Faulty::new(Memory::from(before.to_vec()));
+    let fault = Fault::on(Operation::Read).within(sector * 512..(sector + 1) * 512);
+    image.add(fault.forever());
+    let file = Memory::new();
+    let made = plan(&image, options).ok();
+    let applied = made.is_some_and(|made| {
+        let applied = made.apply(Some(&file));
+        applied.expect("what can't be read is not written");
+        true
+    });
+    image.clear();
+    if applied {
+        undo(&image, &file, false).expect("memory can be written");
+    }
+    assert!(
+        bytes(image.get_ref()) == before,
+        "undo brings something else back"
+    );
+}
+
+/// A key for anything, and a cipher that adds the sector's number.
+#[derive(Debug)]
+struct Shifted;
+
+impl Key for Shifted {
+    fn open(&self, _: &dyn Storage, _: &Header) -> Result<Box<dyn DataCipher>, KeyError> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl DataCipher for Shifted {
+    fn decrypt(&self, _: GuestOffset, host: HostOffset, bytes: &mut [u8]) -> Result<(), KeyError> {
+        for (number, sector) in (host.get() / 512..).zip(bytes.chunks_mut(512)) {
+            let shift = number.to_le_bytes()[0];
+            for byte in sector {
+                *byte = byte.wrapping_sub(shift);
+            }
+        }
+        Ok(())
+    }
+
+    fn encrypt(&self, _: GuestOffset, host: HostOffset, bytes: &mut [u8]) -> Result<(), KeyError> {
+        for (number, sector) in (host.get() / 512..).zip(bytes.chunks_mut(512)) {
+            let shift = number.to_le_bytes()[0];
+            for byte in sector {
+                *byte = byte.wrapping_add(shift);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn bytes(image: &Memory) -> Vec<u8> {

@@ -6,6 +6,10 @@ use std::sync::{OnceLock, RwLock};
 
 use qcow2_io::{ExtentKind, Storage, StorageError};
 
+use crate::ByteRange;
+
+/// What a disk reads or fails to read as one.
+const SECTOR_LEN: usize = 512;
 /// Zero tables met before the storage is asked where its holes are. Sound images have few.
 const ZERO_TABLES: u64 = 16;
 /// Most zero tables between two questions.
@@ -73,6 +77,81 @@ impl<'a> Reader<'a> {
             self.failure.get_or_init(|| (offset, error.to_string()));
         }
         read
+    }
+
+    /// As [`read`](Self::read), but what can't be read is told sector by sector, and filled with zeros: the caller must not take them for what
+    /// is there.
+    pub(crate) fn read_parts(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        mut failed: impl FnMut(ByteRange, &StorageError),
+    ) {
+        if self.read(buf, offset).is_ok() {
+            return;
+        }
+        let mut bad: Option<(ByteRange, StorageError)> = None;
+        let mut at = offset;
+        for sector in buf.chunks_mut(SECTOR_LEN) {
+            let range = ByteRange::new(at, sector.len() as u64);
+            at = range.end;
+            let Err(error) = self.read(sector, range.start) else {
+                if let Some((range, error)) = bad.take() {
+                    failed(range, &error);
+                }
+                continue;
+            };
+            sector.fill(0);
+            bad = Some(match bad {
+                Some((known, error)) => (
+                    ByteRange {
+                        end: range.end,
+                        ..known
+                    },
+                    error,
+                ),
+                None => (range, error),
+            });
+        }
+        if let Some((range, error)) = bad {
+            failed(range, &error);
+        }
+    }
+
+    /// Reads ahead: fills `buf` as far as that can be done, and tells how many bytes that are. What fails behind the first `wanted` bytes
+    /// is nobody's concern yet.
+    ///
+    /// # Errors
+    ///
+    /// The first `wanted` bytes can't be read.
+    pub(crate) fn read_ahead(
+        &self,
+        buf: &mut [u8],
+        wanted: usize,
+        offset: u64,
+    ) -> Result<usize, StorageError> {
+        let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let (inside, outside) = buf.split_at_mut(left.min(buf.len()));
+        outside.fill(0);
+        if inside.is_empty() || self.storage.read_at(inside, offset).is_ok() {
+            self.read.fetch_add(inside.len() as u64, Ordering::Relaxed);
+            return Ok(buf.len());
+        }
+        let mut filled = 0;
+        for sector in buf.chunks_mut(SECTOR_LEN) {
+            let at = offset.saturating_add(filled as u64);
+            let read = if filled < wanted {
+                self.read(sector, at)
+            } else {
+                self.storage.read_at(sector, at)
+            };
+            match read {
+                Ok(()) => filled += sector.len(),
+                Err(error) if filled < wanted => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(filled)
     }
 
     /// Where the first read that failed was, and why it did. Whoever reads reports failures where they matter; this is for

@@ -67,17 +67,28 @@ pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, 
         let ahead = usize::try_from(at - base).unwrap_or(usize::MAX);
         if filled.saturating_sub(ahead) < ENTRY_BYTES_MAX {
             base = at;
-            filled = buffer.len();
-            if let Err(error) = image.reader.read(&mut buffer, base) {
-                unreadable(at, format!("can't be read: {error}"));
-                fatal = true;
-                break;
+            match image.reader.read_ahead(&mut buffer, 40, base) {
+                Ok(read) => filled = read,
+                Err(error) => {
+                    unreadable(at, format!("can't be read: {error}"));
+                    fatal = true;
+                    break;
+                }
             }
         }
         let from = usize::try_from(at - base).unwrap_or(usize::MAX);
-        let (snapshot, len) = match Snapshot::decode(buffer.get(from..).unwrap_or_default()) {
+        let (snapshot, len) = match Snapshot::decode(buffer.get(from..filled).unwrap_or_default()) {
             Ok(decoded) => decoded,
             Err(error) => {
+                let stop = base.saturating_add(filled as u64);
+                if filled < buffer.len()
+                    && let Err(error) = image.reader.read(&mut [0; 512], stop)
+                {
+                    // The entry goes on where nothing can be read.
+                    unreadable(stop, format!("can't be read: {error}"));
+                    fatal = true;
+                    break;
+                }
                 let place = Place::of(Structure::SnapshotTable).at(at, 40).entry(number);
                 run.find(Finding::new(
                     Code::SnapshotTableUnreadable,

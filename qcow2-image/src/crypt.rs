@@ -41,12 +41,22 @@ impl Crypt {
         at / SECTOR
     }
 
-    fn encrypt(&self, guest: u64, host: u64, bytes: &mut [u8]) -> Result<(), ImageError> {
+    pub(crate) fn encrypt(
+        &self,
+        guest: u64,
+        host: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), ImageError> {
         let first = self.first_sector(guest, host);
         Ok(self.cipher()?.encrypt(first, bytes)?)
     }
 
-    fn decrypt(&self, guest: u64, host: u64, bytes: &mut [u8]) -> Result<(), ImageError> {
+    pub(crate) fn decrypt(
+        &self,
+        guest: u64,
+        host: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), ImageError> {
         let first = self.first_sector(guest, host);
         Ok(self.cipher()?.decrypt(first, bytes)?)
     }

@@ -47,6 +47,8 @@ mod read;
 mod ready;
 pub mod rebase;
 mod recover;
+#[cfg(feature = "encryption")]
+mod repair_key;
 mod reserved;
 mod resize;
 mod scan;
@@ -74,5 +76,7 @@ pub use qcow2_cache::{
     Kinds, MetadataError, OverlapChecks, PointerKind, Probe, Rules, Step, Template, Watcher,
 };
 pub use qcow2_check::chain::References;
+#[cfg(feature = "encryption")]
+pub use repair_key::RepairKey;
 pub use resize::ResizeOptions;
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotOptions};

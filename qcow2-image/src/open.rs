@@ -13,7 +13,7 @@ use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::raw;
 use qcow2_format::{Header, HeaderError, HostOffset};
 #[cfg(feature = "encryption")]
-use qcow2_io::cipher::SectorCipher;
+use qcow2_io::cipher::{Secret, SectorCipher};
 use qcow2_io::{File, FileIdentity, FileOptions, MAX_LEN, Storage};
 
 use crate::bitmap::Bitmaps;
@@ -24,7 +24,7 @@ use crate::crypt::Crypt;
 use crate::gate::Gate;
 use crate::l1::L1Table;
 #[cfg(feature = "encryption")]
-use crate::luks::{self, LuksArea};
+use crate::luks::{self, LuksArea, WorkLimit};
 use crate::mapping::Shape;
 use crate::options::Backing;
 use crate::pack::Packer;
@@ -370,8 +370,23 @@ fn unlock(
             method => Err(ImageError::SecretMissing { method }),
         };
     };
+    match unlock_with(storage, header, secret, secrets.work)? {
+        Some(crypt) => Ok(Some(crypt)),
+        None => Err(ImageError::NeedlessSecret),
+    }
+}
+
+/// The cipher that a secret opens; `None` if the image is not encrypted.
+#[cfg(feature = "encryption")]
+pub(crate) fn unlock_with(
+    storage: &dyn Storage,
+    header: &Header,
+    secret: &Secret,
+    work: WorkLimit,
+) -> Result<Option<Crypt>, ImageError> {
+    let method = header.crypt_method;
     match method {
-        CryptMethod::None => Err(ImageError::NeedlessSecret),
+        CryptMethod::None => Ok(None),
         CryptMethod::Aes => Ok(Some(Crypt {
             cipher: Some(SectorCipher::legacy_aes(secret)),
             method,
@@ -380,7 +395,7 @@ fn unlock(
         // Decoding has refused other methods, and a header without its extension.
         CryptMethod::Luks | CryptMethod::Unknown(_) => {
             let area = header.crypto().ok_or(HeaderError::CryptoMissing)?;
-            let found = luks::unlock(storage, LuksArea::from(*area), secret, secrets.work)?;
+            let found = luks::unlock(storage, LuksArea::from(*area), secret, work)?;
             Ok(Some(Crypt {
                 cipher: Some(found.into_cipher()),
                 method,

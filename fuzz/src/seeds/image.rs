@@ -30,12 +30,16 @@ const DAMAGE: [(&str, usize, u8); 4] = [
     ("cut", usize::MAX, 0),
 ];
 
-/// The same images, sound and damaged. The target takes two more bytes: how far the repair goes, and how much longer the file is.
+/// Settings of a repair that differ.
+const SETTINGS: u8 = 24;
+
+/// The same images, sound and damaged. The target takes two more bytes: how far the repair goes, with a key and sectors that can't be read or
+/// without, and how much longer the file is.
 pub(crate) fn repair() -> Vec<Seed> {
     let images = images().expect("within the format's limits");
     let mut seeds = Vec::new();
     for (number, (name, image)) in (0_u8..).zip(images) {
-        let tail = [number % 3, 0];
+        let tail = [number % SETTINGS, 0];
         seeds.push(Seed::new(
             name.clone(),
             [image.clone(), tail.to_vec()].concat(),
@@ -46,7 +50,7 @@ pub(crate) fn repair() -> Vec<Seed> {
                 Some(byte) => *byte ^= bits,
                 None => damaged.truncate(image.len() / 4 * 3),
             }
-            damaged.extend([(number + level) % 3, 0]);
+            damaged.extend([number.wrapping_mul(7).wrapping_add(level) % SETTINGS, 0]);
             seeds.push(Seed::new(format!("{name}-{damage}"), damaged));
         }
     }

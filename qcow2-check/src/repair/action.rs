@@ -110,6 +110,9 @@ pub struct Action {
     pub place: Place,
     /// Why, and with which values.
     pub reason: Cow<'static, str>,
+    /// Other guest ranges that the effect speaks of: those of who shares the cluster.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
+    pub also: Vec<ByteRange>,
     /// How many entries or clusters it stands for; at least 1.
     pub count: u64,
     /// Bytes of the file that are changed, as far as they are told one by one: see [`Plan::writes`](super::Plan::writes) for all.
@@ -128,6 +131,7 @@ impl Action {
             kind,
             place,
             reason: reason.into(),
+            also: Vec::new(),
             count: 1,
             changes: Vec::new(),
             effect: Effect::None,
@@ -136,6 +140,11 @@ impl Action {
 
     pub(super) fn effect(mut self, effect: Effect) -> Self {
         self.effect = effect;
+        self
+    }
+
+    pub(super) fn also(mut self, guests: Vec<ByteRange>) -> Self {
+        self.also = guests;
         self
     }
 

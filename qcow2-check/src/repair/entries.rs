@@ -9,10 +9,11 @@ use super::PlanError;
 use super::action::{Action, ActionKind, Effect};
 use super::claims::{Claims, Outcome, Owner};
 use super::plan::Planner;
+use super::subclusters::{self, Settled};
 use super::tables::{by_table, claim_others, claim_roots, each_index, is_active, words};
 use crate::image::Image;
 use crate::walk::L1Scan;
-use crate::{Place, Structure, bitmaps};
+use crate::{ByteRange, Place, Structure, bitmaps};
 
 const COPIED: u64 = 1 << 63;
 const ZERO: u64 = 1;
@@ -251,6 +252,10 @@ impl Mending<'_, '_, '_, '_> {
                 .entry(number)
                 .guest(guest, image.cluster_size())
                 .snapshot(snapshot);
+            if let Some(settled) = subclusters::settle(image, guest, entry) {
+                self.settle(settled, entry, &place, at)?;
+                continue;
+            }
             match judge(image, guest, entry) {
                 Verdict::Sound => self.claim(entry, guest, at, weight, place)?,
                 Verdict::Mend(mended, reason, effect) => {
@@ -268,13 +273,33 @@ impl Mending<'_, '_, '_, '_> {
                 }
                 Verdict::Lost(reason, _) => {
                     let reason = format!("entry {:#x}: {reason}", entry.word());
-                    let blank = self.blank(entry)?;
+                    let blank = self.blank(entry, guest)?;
                     self.set(at, blank)?;
                     self.planner.hidden = true;
                     let action = Action::new(ActionKind::DropL2Entry, place, reason);
                     self.tell(action.effect(Effect::Lost), at);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Writes an entry whose bitmap was contradictory. What else is wrong with it, the next round sees.
+    fn settle(
+        &mut self,
+        settled: Settled,
+        entry: L2Entry,
+        place: &Place,
+        at: u64,
+    ) -> Result<(), PlanError> {
+        self.set(at, settled.entry)?;
+        self.planner.hidden |= settled.hidden;
+        for part in settled.parts {
+            let len = part.guest.end - part.guest.start;
+            let place = place.clone().guest(part.guest.start, len);
+            let reason = format!("entry {:#x}: {}", entry.word(), part.reason);
+            let action = Action::new(part.kind, place, reason);
+            self.tell(action.effect(part.effect), at);
         }
         Ok(())
     }
@@ -295,7 +320,7 @@ impl Mending<'_, '_, '_, '_> {
     }
 
     /// An entry that reads as zeros where `entry` had data: what is in a backing file is older, and must not show through.
-    fn blank(&mut self, entry: L2Entry) -> Result<L2Entry, PlanError> {
+    fn blank(&mut self, entry: L2Entry, guest: u64) -> Result<L2Entry, PlanError> {
         let header = &self.image.header;
         if self.image.geometry.extended_l2() && !entry.is_compressed() {
             let zero = entry.allocated_subclusters() | entry.zero_subclusters();
@@ -312,6 +337,12 @@ impl Mending<'_, '_, '_, '_> {
         }
         let size = self.image.cluster_size();
         let new = self.planner.allocate(1, size)?;
+        let (content, _) = self.layers();
+        // Without the key it reads as noise; lost it is all the same.
+        if self.image.is_encrypted() && self.planner.open_key(header)? {
+            let overlay = &self.planner.overlay;
+            overlay.write_encrypted_zeros(content, new, size, guest)?;
+        }
         self.planner.overlay.grow(new + size);
         Ok(L2Entry::normal(HostOffset::new(new), false, 0))
     }
@@ -352,6 +383,13 @@ impl Mending<'_, '_, '_, '_> {
                 Effect::None,
             ),
         };
+        // Who had it first may have the other's data just as well.
+        let others = match outcome {
+            Outcome::Taken(Owner::Data(first)) => {
+                vec![ByteRange::new(first << image.cluster_bits(), size)]
+            }
+            _ => Vec::new(),
+        };
         let no_data = match entry.kind(image.rules) {
             ClusterKind::ZeroAllocated(_) => true,
             ClusterKind::Normal(_) => {
@@ -371,9 +409,15 @@ impl Mending<'_, '_, '_, '_> {
             self.tell(action, at);
             return Ok(());
         }
-        let moved_unread = image.header.crypt_method == CryptMethod::Luks && owner != Owner::Packed;
-        if moved_unread {
-            // What is encrypted by its place can't be moved without the key. The check of the outcome tells of it.
+        if !self.planner.overlay.can_read(offset, len) {
+            // A copy of what can't be read is none; the check of the outcome tells that two have it.
+            self.planner.unreadable = true;
+            return Ok(());
+        }
+        // What is encrypted by its place can't be moved without the key.
+        let by_place = image.header.crypt_method == CryptMethod::Luks && owner != Owner::Packed;
+        if by_place && !self.planner.open_key(&image.header)? {
+            // The check of the outcome tells of it.
             return Ok(());
         }
         let (copy, _) = self.layers();
@@ -391,7 +435,12 @@ impl Mending<'_, '_, '_, '_> {
             let host = HostOffset::new(new + within);
             L2Entry::compressed(image.geometry, host, len)
         } else {
-            self.planner.overlay.copy(copy, offset, new, size)?;
+            let overlay = &self.planner.overlay;
+            if by_place {
+                overlay.copy_encrypted(copy, offset, new, size, guest)?;
+            } else {
+                overlay.copy(copy, offset, new, size)?;
+            }
             let word = entry.word() & !(OFFSET_MASK | COPIED) | new & OFFSET_MASK;
             Some(L2Entry::from_bits(word, entry.bitmap()))
         };
@@ -404,7 +453,7 @@ impl Mending<'_, '_, '_, '_> {
             });
         };
         self.set(at, new_entry)?;
-        let action = Action::new(ActionKind::CopyCluster, place, why);
+        let action = Action::new(ActionKind::CopyCluster, place, why).also(others);
         self.tell(action.effect(effect).changes(new, clusters * size), at);
         Ok(())
     }

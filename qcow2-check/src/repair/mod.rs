@@ -20,6 +20,7 @@ mod claims;
 mod crc;
 mod entries;
 mod header;
+mod key;
 mod orphans;
 mod overlay;
 mod plan;
@@ -27,6 +28,7 @@ mod refcounts;
 mod rounds;
 mod salvage;
 mod snapshots;
+mod subclusters;
 mod tables;
 mod undo;
 
@@ -40,6 +42,7 @@ use crate::{ByteRange, Finding, Monitor, Report};
 
 pub use action::{Action, ActionKind, Effect};
 pub use apply::{Applied, ApplyError};
+pub use key::{DataCipher, Key, KeyError};
 pub use undo::{UndoError, UndoSummary, default_undo_path, read_undo, undo};
 
 use overlay::Overlay;
@@ -121,6 +124,8 @@ pub struct RepairOptions<'a> {
     pub orphans: Orphans,
     /// Where refcounts are put right.
     pub refcounts: RefcountRepair,
+    /// What moves encrypted clusters. Without it they stay where they are, and what is wrong with that is left.
+    pub key: Option<&'a dyn Key>,
 }
 
 impl Default for RepairOptions<'_> {
@@ -134,6 +139,7 @@ impl Default for RepairOptions<'_> {
             stale_bitmaps: StaleBitmaps::Keep,
             orphans: Orphans::Snapshot,
             refcounts: RefcountRepair::InPlace,
+            key: None,
         }
     }
 }
@@ -148,6 +154,7 @@ impl fmt::Debug for RepairOptions<'_> {
             .field("stale_bitmaps", &self.stale_bitmaps)
             .field("orphans", &self.orphans)
             .field("refcounts", &self.refcounts)
+            .field("key", &self.key.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -180,6 +187,9 @@ pub enum PlanError {
         /// The format's limit.
         limit: u64,
     },
+    /// Encrypted clusters have to be moved, and the [key](RepairOptions::key) that is given does not open them.
+    #[error("encrypted clusters have to be moved, and the key can't be had")]
+    Key(#[source] KeyError),
     /// The monitor ended it.
     #[error("planning was cancelled")]
     Cancelled,
@@ -198,6 +208,7 @@ pub struct Plan<'a> {
     before: Report,
     after: Report,
     kept_orphans: bool,
+    wants_key: bool,
 }
 
 /// Plans a repair. Reads the image, writes nothing.
@@ -243,6 +254,12 @@ impl<'a> Plan<'a> {
     /// Whether clusters without references stay allocated, in a snapshot or as leaks, since pointers were given up that may have led there.
     pub fn keeps_orphans(&self) -> bool {
         self.kept_orphans
+    }
+
+    /// Whether a [key](RepairOptions::key) would do more: encrypted clusters that share their place were left there, or a cluster that should read
+    /// as zeros reads as noise.
+    pub fn wants_key(&self) -> bool {
+        self.wants_key
     }
 
     /// Every range of the file that will be written, ascending and apart, in whole sectors of 512 bytes.
@@ -302,7 +319,7 @@ impl serde::Serialize for Plan<'_> {
         use serde::ser::SerializeStruct;
         let writes = self.writes();
         let bytes = writes.iter().map(|range| range.end - range.start);
-        let mut out = serializer.serialize_struct("Plan", 8)?;
+        let mut out = serializer.serialize_struct("Plan", 9)?;
         out.serialize_field("level", &self.level)?;
         out.serialize_field("actions", &self.actions)?;
         out.serialize_field("old-length", &self.old_len())?;
@@ -311,6 +328,7 @@ impl serde::Serialize for Plan<'_> {
         out.serialize_field("verdict-before", &self.before.verdict())?;
         out.serialize_field("verdict-after", &self.after.verdict())?;
         out.serialize_field("keeps-orphans", &self.kept_orphans)?;
+        out.serialize_field("wants-key", &self.wants_key)?;
         out.end()
     }
 }

@@ -4,16 +4,19 @@
 //! which a plan is applied. Changes are kept by sectors of 512 bytes, the unit that a crash leaves whole. What is filled with one
 //! word, as refcounts mostly are, and what is copied from elsewhere in the file, takes next to no memory.
 
+mod recrypt;
+
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use qcow2_io::{
     Extent, ExtentKind, Limits, Operation, Result, Storage, StorageError, StorageErrorKind,
     ZeroFlags,
 };
 
+use super::key::DataCipher;
 use crate::ByteRange;
 
 /// Bytes in a sector.
@@ -31,6 +34,8 @@ enum Content {
     Bytes(Box<[u8; PAGE_LEN]>),
     /// What lies at this offset in the layers below.
     Copy(u64),
+    /// The same, enciphered anew; it belongs at the second offset on the disk.
+    Recrypted(u64, u64),
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +62,8 @@ pub(super) struct Overlay<'a> {
     base: &'a dyn Storage,
     base_len: u64,
     state: RwLock<State>,
+    /// Of guest data, once something encrypted is moved.
+    cipher: OnceLock<Box<dyn DataCipher>>,
 }
 
 impl<'a> Overlay<'a> {
@@ -69,6 +76,7 @@ impl<'a> Overlay<'a> {
                 len,
                 layers: Vec::new(),
             }),
+            cipher: OnceLock::new(),
         })
     }
 
@@ -120,7 +128,7 @@ impl<'a> Overlay<'a> {
         let pages = offset / PAGE..end.div_ceil(PAGE);
         for (number, layer) in state.layers.iter().take(above).enumerate() {
             for (page, patch) in layer.pages.range(pages.clone()) {
-                self.lay_over(state, number, *page, patch, buf, offset)?;
+                self.lay_over(state, number, (*page, patch), buf, offset)?;
             }
         }
         Ok(())
@@ -131,13 +139,12 @@ impl<'a> Overlay<'a> {
         &self,
         state: &State,
         layer: usize,
-        page: u64,
-        patch: &Page,
+        (page, patch): (u64, &Page),
         buf: &mut [u8],
         offset: u64,
     ) -> Result<()> {
         let mut bytes = [0; PAGE_LEN];
-        self.content(state, layer, patch, &mut bytes)?;
+        self.content(state, layer, page * PAGE, patch, &mut bytes)?;
         for (sector, content) in (0_u64..).zip(bytes.chunks_exact(SECTOR_LEN)) {
             if patch.mask >> sector & 1 == 0 {
                 continue;
@@ -158,6 +165,7 @@ impl<'a> Overlay<'a> {
         &self,
         state: &State,
         layer: usize,
+        to: u64,
         patch: &Page,
         bytes: &mut [u8; PAGE_LEN],
     ) -> Result<()> {
@@ -169,6 +177,10 @@ impl<'a> Overlay<'a> {
             }
             Content::Bytes(content) => bytes.copy_from_slice(&content[..]),
             Content::Copy(from) => self.read_below(state, layer, bytes, *from)?,
+            Content::Recrypted(from, guest) => {
+                self.read_below(state, layer, bytes, *from)?;
+                self.recrypt(*from, to, *guest, bytes)?;
+            }
         }
         Ok(())
     }
@@ -181,8 +193,8 @@ impl<'a> Overlay<'a> {
         while at < end {
             let page = at / PAGE;
             let stop = end.min((page + 1) * PAGE);
-            let mut old = [0; PAGE_LEN];
-            self.read_below(&state, layer + 1, &mut old, page * PAGE)?;
+            let touched = (at - page * PAGE)..(stop - page * PAGE);
+            let old = self.read_page(&state, layer, page, &touched)?;
             let mut new = old;
             let within = usize::try_from(at - page * PAGE).unwrap_or(PAGE_LEN);
             let taken = usize::try_from(at - offset).unwrap_or(usize::MAX);
@@ -218,6 +230,37 @@ impl<'a> Overlay<'a> {
         Ok(())
     }
 
+    /// A page as layer number `layer` shows it. Where that can't be read, the sectors that are `touched` must be readable, and those that the
+    /// layer has are; the others don't matter, and are zeros.
+    fn read_page(
+        &self,
+        state: &State,
+        layer: usize,
+        page: u64,
+        touched: &Range<u64>,
+    ) -> Result<[u8; PAGE_LEN]> {
+        let mut bytes = [0; PAGE_LEN];
+        let Err(error) = self.read_below(state, layer + 1, &mut bytes, page * PAGE) else {
+            return Ok(bytes);
+        };
+        let known = state.layers.get(layer);
+        let mask = known.and_then(|layer| layer.pages.get(&page));
+        let mask = mask.map_or(0, |page| page.mask);
+        bytes.fill(0);
+        for (number, sector) in (0_u64..).zip(bytes.chunks_exact_mut(SECTOR_LEN)) {
+            let start = number * SECTOR;
+            let is_touched = start < touched.end && touched.start < start + SECTOR;
+            if (is_touched || mask >> number & 1 != 0)
+                && self
+                    .read_below(state, layer + 1, sector, page * PAGE + start)
+                    .is_err()
+            {
+                return Err(error);
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Lets a layer have at `to` what the layers below have at `from`: `len` bytes, all of them sectors. What is there is changed,
     /// be it the same or not: nothing else may be there.
     pub(super) fn copy(&self, layer: usize, from: u64, to: u64, len: u64) -> Result<()> {
@@ -226,18 +269,23 @@ impl<'a> Overlay<'a> {
             self.read_below(&self.state(), layer, &mut bytes, from)?;
             return self.write(layer, to, &bytes);
         }
+        self.put_pages(layer, to, len, |step| Content::Copy(from + step));
+        Ok(())
+    }
+
+    /// Changes all bytes of a range of whole pages; `content` gives what is so far behind its beginning.
+    fn put_pages(&self, layer: usize, to: u64, len: u64, content: impl Fn(u64) -> Content) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(layer) = state.layers.get_mut(layer) {
             for step in 0..len / PAGE {
                 let page = Page {
                     mask: u8::MAX,
-                    content: Content::Copy(from + step * PAGE),
+                    content: content(step * PAGE),
                 };
                 layer.pages.insert(to / PAGE + step, page);
             }
         }
         state.len = state.len.max(to.saturating_add(len));
-        Ok(())
     }
 
     /// The ranges that a layer changes, ascending and apart; all layers' together for `None`.
@@ -264,6 +312,19 @@ impl<'a> Overlay<'a> {
             }
         }
         ranges
+    }
+
+    /// Whether all of a range can be read.
+    pub(super) fn can_read(&self, offset: u64, len: u64) -> bool {
+        let state = self.state();
+        let mut buffer = vec![0; usize::try_from(len.min(1 << 20)).unwrap_or(0)];
+        (0..len).step_by(1 << 20).all(|from| {
+            let part = usize::try_from((len - from).min(1 << 20)).unwrap_or(0);
+            let part = buffer.get_mut(..part).unwrap_or_default();
+            let at = offset.saturating_add(from);
+            let read = self.read_below(&state, state.layers.len(), part, at);
+            read.is_ok()
+        })
     }
 
     /// Reads what the layers up to and with number `layer` show.

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use qcow2_format::geometry::HOST_OFFSET_LIMIT;
-use qcow2_io::Storage;
+use qcow2_format::header::Header;
+use qcow2_io::{Operation, Storage};
 
 use super::action::{Action, ActionKind, Actions};
 use super::overlay::Overlay;
 use super::undo::{self, UndoError};
 use super::{Level, Orphans, Plan, PlanError, RepairOptions};
 use super::{bits, header, orphans, refcounts, rounds, salvage};
+use crate::image::Image;
 use crate::{Code, Finding, Options, Report, Severity, Structure, Verdict, check};
 
 /// Bytes that any file may grow by.
@@ -24,6 +26,12 @@ pub(super) struct Planner<'a, 'o> {
     pub(super) hidden: bool,
     /// There were such clusters, and they stay.
     pub(super) kept: bool,
+    /// Something that refers to clusters can't be read: whatever is not known to be free may be in use.
+    pub(super) unreadable: bool,
+    /// The snapshot table and the bitmap directory can be read, if there are any.
+    pub(super) snapshots_known: bool,
+    /// Encrypted clusters were left where they are, since no key is at hand.
+    pub(super) wants_key: bool,
     /// Where the next new cluster goes: nothing lies there or behind, and nothing refers there.
     end: u64,
 }
@@ -38,6 +46,9 @@ impl<'a, 'o> Planner<'a, 'o> {
             actions: Actions::new(options.max_actions),
             hidden: false,
             kept: false,
+            unreadable: false,
+            snapshots_known: true,
+            wants_key: false,
         })
     }
 
@@ -111,6 +122,36 @@ impl<'a, 'o> Planner<'a, 'o> {
         PlanError::TooLarge { needed, limit }
     }
 
+    /// Remembers that something of the image can't be read.
+    pub(super) fn note_unreadable(&mut self, image: &Image<'_>) {
+        self.unreadable |= image.reader.failure().is_some();
+    }
+
+    /// Goes on after a step that could not read what it needed: then it has done nothing.
+    fn go_on(&mut self, step: Result<(), PlanError>) -> Result<(), PlanError> {
+        match step {
+            Err(PlanError::Storage(error)) if error.operation() == Operation::Read => {
+                self.unreadable = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Makes sure that the overlay has the cipher of encrypted data. `false` if no key is at hand.
+    pub(super) fn open_key(&mut self, header: &Header) -> Result<bool, PlanError> {
+        if self.overlay.has_cipher() {
+            return Ok(true);
+        }
+        let Some(key) = self.options.key else {
+            self.wants_key = true;
+            return Ok(false);
+        };
+        let cipher = key.open(&*self.overlay, header).map_err(PlanError::Key)?;
+        self.overlay.set_cipher(cipher);
+        Ok(true)
+    }
+
     fn after(&self) -> Report {
         check(&*self.overlay, &self.check_options())
     }
@@ -132,8 +173,7 @@ pub(super) fn make<'a>(
     }
     let mut after = None;
     if options.level == Level::Leaks {
-        let is_whole = header::snapshots::hidden(&planner)?.is_none();
-        if before.complete && before.verdict() != Verdict::Sound && is_whole {
+        if before.complete && before.verdict() != Verdict::Sound && is_whole(&planner)? {
             // Flags mirror refcounts, and none is raised here.
             let low = before.total(Code::RefcountLow) + before.total(Code::RefcountMissing);
             refcounts::lower(&mut planner, low == 0)?;
@@ -143,16 +183,23 @@ pub(super) fn make<'a>(
         || options.level == Level::Salvage && before.total(Code::CompressedOnData) > 0
     {
         if options.level == Level::Salvage {
-            salvage::header(&mut planner)?;
+            let step = salvage::header(&mut planner);
+            planner.go_on(step)?;
         }
-        header::start::mend(&mut planner)?;
-        header::trial::mend(&mut planner, &before)?;
+        let step = header::start::mend(&mut planner);
+        planner.go_on(step)?;
+        let step = header::trial::mend(&mut planner, &before);
+        planner.go_on(step)?;
         bits::mark(&mut planner)?;
-        header::mend(&mut planner)?;
-        header::snapshots::mend(&mut planner)?;
+        let step = header::mend(&mut planner);
+        planner.go_on(step)?;
+        let step = header::snapshots::mend(&mut planner);
+        planner.go_on(step)?;
         if options.level == Level::Salvage {
-            salvage::snapshots(&mut planner)?;
-            salvage::l1(&mut planner)?;
+            let step = salvage::snapshots(&mut planner);
+            planner.go_on(step)?;
+            let step = salvage::l1(&mut planner);
+            planner.go_on(step)?;
         }
         let mended = rounds::mend(&mut planner);
         if options.level == Level::Salvage && mended.as_ref().is_err_and(is_no_l1) {
@@ -162,10 +209,13 @@ pub(super) fn make<'a>(
         } else {
             mended?;
         }
-        if options.level == Level::Salvage && salvage::tables(&mut planner)? {
+        // What nothing seems to refer to may be what an entry has that can't be read.
+        let search = options.level == Level::Salvage && !planner.unreadable;
+        if search && salvage::tables(&mut planner)? {
             rounds::mend(&mut planner)?;
         }
-        if planner.hidden && options.orphans == Orphans::Snapshot {
+        // What a table that can't be read has must not be had by another one, too.
+        if planner.hidden && !planner.unreadable && options.orphans == Orphans::Snapshot {
             orphans::keep(&mut planner)?;
         }
         refcounts::mend(&mut planner)?;
@@ -191,6 +241,7 @@ pub(super) fn make<'a>(
         actions,
         hidden,
         kept,
+        wants_key,
         ..
     } = planner;
     let after = after.unwrap_or_else(|| before.clone());
@@ -203,7 +254,20 @@ pub(super) fn make<'a>(
         before,
         after,
         kept_orphans: kept || hidden && leaks,
+        wants_key,
     })
+}
+
+/// Whether the header is such that nothing else can be meant: by one that is wrong in its first fields, or about where LUKS keys are, or forgets its
+/// snapshots, what is in use may look like a leak.
+fn is_whole(planner: &Planner<'_, '_>) -> Result<bool, PlanError> {
+    // Snapshots that can't be read are none that are known not to be there.
+    if !header::snapshots::hidden(planner).is_ok_and(|hidden| hidden.is_none()) {
+        return Ok(false);
+    }
+    let mut trial = Planner::new(planner.overlay.base(), planner.options)?;
+    let is_start = header::start::mend(&mut trial).is_ok() && trial.actions.len() == 0;
+    Ok(is_start && header::has_right_key_area(&mut trial)?)
 }
 
 /// Whether the active L1 table is what there is nothing to begin with.

@@ -69,8 +69,11 @@ fn round(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<bool, PlanError>
     };
     let image = &loaded.image;
     keep_clear(planner, image);
-    if snapshots::mend(planner, image)?
-        || bitmaps::mend(planner, image)?
+    // What is named by a table that can't be read is not known, and must not be taken for nothing.
+    planner.snapshots_known = image.reader.failure().is_none();
+    planner.note_unreadable(image);
+    if planner.snapshots_known
+        && (snapshots::mend(planner, image)? || bitmaps::mend(planner, image)?)
         || grow(planner, image)?
         || tables::part_shared_l1(planner, image)?
     {
@@ -80,6 +83,7 @@ fn round(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<bool, PlanError>
         return Err(hopeless(run));
     };
     planner.keep_clear(counted.map.end() << image.cluster_bits());
+    planner.note_unreadable(image);
     let wanted = wanted(image, &counted.map, &counted.scan);
     let found = CODES.iter().any(|code| run.total(*code) > 0);
     let Some(wanted) = wanted.or_else(|| found.then(|| RefMap::new(image.file_clusters()))) else {

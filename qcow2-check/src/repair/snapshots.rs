@@ -60,14 +60,14 @@ pub(super) fn read(image: &Image<'_>) -> Table {
         let ahead = usize::try_from(at - base).unwrap_or(usize::MAX);
         if filled < ahead || filled - ahead < ENTRY_BYTES_MAX {
             base = at;
-            filled = buffer.len();
-            if image.reader.read(&mut buffer, base).is_err() {
+            filled = image.reader.read_ahead(&mut buffer, 1, base).unwrap_or(0);
+            if filled == 0 {
                 table.lose(place(), "the rest of the table can't be read".to_owned());
                 break;
             }
         }
         let from = usize::try_from(at - base).unwrap_or(usize::MAX);
-        let here = buffer.get(from..).unwrap_or_default();
+        let here = buffer.get(from..filled).unwrap_or_default();
         let is_last = number + 1 == u64::from(count.min(MAX_SNAPSHOTS));
         if let Some((snapshot, len)) = with_other_length(image, here, is_last) {
             let reason = format!("entry {number} has {len} bytes, by its id and what follows");

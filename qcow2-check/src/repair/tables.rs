@@ -15,7 +15,7 @@ use super::{bitmaps, snapshots};
 use crate::image::{Image, MetaRange, Tree};
 use crate::refmap::RefMap;
 use crate::walk::{L1Scan, Window};
-use crate::{Code, Finding, Place, Structure};
+use crate::{ByteRange, Code, Finding, Place, Structure};
 
 /// An L1 entry and its tree.
 #[derive(Clone, Copy, Debug)]
@@ -210,7 +210,8 @@ fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> Result<bool, Pla
         wanted |= (from..end)
             .step_by(image.geometry.cluster_len())
             .any(|at| claims.is_wanted(at));
-        image.reader.read(bytes, from)?;
+        // What can't be read says nothing.
+        image.reader.read_parts(bytes, from, |_, _| {});
         for word in bytes
             .as_chunks::<8>()
             .0
@@ -230,7 +231,7 @@ fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> Result<bool, Pla
             let mut leads = entry.reserved_bits() == 0;
             if looked_at < TABLES_LOOKED_AT && offset.get() < image.file_len() {
                 looked_at += 1;
-                image.reader.read(&mut table, offset.get())?;
+                image.reader.read_parts(&mut table, offset.get(), |_, _| {});
                 let judged = judge_table(image, 0, &table);
                 if judged.lost > judged.sound + judged.mendable + judged.cut {
                     bad += 1;
@@ -259,6 +260,8 @@ fn give_way(
     let mut bitmaps_lost = Vec::new();
     for range in lost {
         match range.structure {
+            Structure::SnapshotTable | Structure::BitmapDirectory | Structure::BitmapTable
+                if !planner.snapshots_known => {}
             Structure::SnapshotTable => {
                 let reason = format!("the table at {:#x} lies on something else", range.offset);
                 let action = Action::new(ActionKind::DropSnapshot, range.place(), reason);
@@ -296,6 +299,9 @@ fn settle_snapshots(
     claims: &Claims,
     none: &HashSet<u64>,
 ) -> Result<bool, PlanError> {
+    if !planner.snapshots_known {
+        return Ok(false);
+    }
     let size = image.cluster_size();
     let mut kept = Vec::new();
     let mut seen: HashSet<u64> = HashSet::new();
@@ -334,7 +340,9 @@ fn settle_snapshots(
             changed = true;
             continue;
         }
-        if !seen.insert(offset) || is_wanted(offset, offset + len) {
+        let shared = !seen.insert(offset) || is_wanted(offset, offset + len);
+        // A copy of what can't be read is none.
+        if shared && planner.overlay.can_read(offset, len) {
             let clusters = image.geometry.clusters_for(len);
             let new = planner.allocate(clusters, size)?;
             let layer = *content.get_or_insert_with(|| planner.overlay.layer());
@@ -476,6 +484,9 @@ impl Mending<'_, '_, '_, '_> {
             buffer.fill(0);
         } else if image.reader.read(&mut buffer, offset).is_err() {
             self.buffer = buffer;
+            // It may be a table, so it has its place; whether it is one nobody knows.
+            let weight = trees.len() as u64;
+            self.claims.claim(offset, size, Owner::Table(index), weight);
             return Ok(());
         }
         let Judged {
@@ -555,6 +566,14 @@ impl Mending<'_, '_, '_, '_> {
         };
         let action = Action::new(ActionKind::CopyTable, place.clone(), reason);
         let entry = place.host.map_or(0, |host| host.start);
+        let others = match outcome {
+            Outcome::Taken(Owner::Table(first)) => {
+                let start = self.image.guest_offset(first, 0);
+                vec![ByteRange::new(start, self.image.geometry.l2_coverage())]
+            }
+            _ => Vec::new(),
+        };
+        let action = action.also(others);
         self.planner
             .add(action.changes(at, size).changes(entry, 8).effect(effect));
         Ok(at)

@@ -3,10 +3,10 @@
 use qcow2_format::L1Entry;
 
 use super::{TableRef, Window};
-use crate::image::Image;
+use crate::image::{Image, Tree};
 use crate::reader::is_zero;
 use crate::refmap::RefMap;
-use crate::{Code, Finding, Place, Run, Structure};
+use crate::{ByteRange, Code, Finding, Place, Run, Structure};
 
 /// L1 entries that repeat a table of another place, at most: an L1 table full of them and more.
 const AGAIN_MAX: usize = 8 << 20;
@@ -57,8 +57,21 @@ pub(crate) fn scan(image: &Image<'_>, run: &Run<'_>) -> L1Scan {
             return scan;
         }
         scan.scattered = seen.is_scattered() || again.len() > AGAIN_MAX;
-        window.load(image, &windows, number, |tree, offset, error| {
-            let place = Place::of(tree).at(offset, 0);
+        window.load(image, &windows, number, |tree, range, error| {
+            let first = range.start.saturating_sub(tree.offset) / 8;
+            let entries = (range.end - range.start).div_ceil(8);
+            let structure = if tree.active {
+                Structure::ActiveL1
+            } else {
+                Structure::SnapshotL1
+            };
+            let place = Place::of(structure)
+                .at(range.start, range.end - range.start)
+                .guest(
+                    image.guest_offset(first, 0),
+                    entries.saturating_mul(image.geometry.l2_coverage()),
+                )
+                .snapshot(tree.snapshot);
             run.find(Finding::new(
                 Code::L1Unreadable,
                 place,
@@ -142,7 +155,7 @@ impl Window {
         image: &Image<'_>,
         plan: &super::tables::Plan,
         number: u64,
-        mut failed: impl FnMut(Structure, u64, &qcow2_io::StorageError),
+        mut failed: impl FnMut(&Tree, ByteRange, &qcow2_io::StorageError),
     ) {
         (self.start, self.end) = plan.range(number);
         let width = usize::try_from(self.end - self.start).unwrap_or(0);
@@ -160,17 +173,15 @@ impl Window {
             let Some(part) = self.bytes.get_mut(from..from + used) else {
                 continue;
             };
-            if let Err(error) = image.reader.read(part, offset) {
-                part.fill(0);
-                let structure = if tree.active {
-                    Structure::ActiveL1
-                } else {
-                    Structure::SnapshotL1
-                };
-                failed(structure, offset, &error);
-            }
+            let mut whole = true;
+            image.reader.read_parts(part, offset, |range, error| {
+                whole = false;
+                failed(tree, range, error);
+            });
             if is_zero(part) {
-                image.reader.met_zero_table(offset);
+                if whole {
+                    image.reader.met_zero_table(offset);
+                }
                 self.bytes.truncate(from);
             } else {
                 self.rows.push(tree_number);

@@ -6,8 +6,7 @@ use qcow2_format::L2Entry;
 use qcow2_format::l2::L2Table;
 
 use super::entries::{HostRef, Sequence};
-use super::{TableRef, Worker, unreadable};
-use crate::{Code, Structure};
+use super::{TableRef, Worker};
 
 /// Bytes of tables held in memory at once.
 const MERGE_BYTES: usize = 2 << 20;
@@ -44,27 +43,18 @@ impl Worker<'_, '_> {
             buffer.resize(part * group.len(), 0);
         }
         let mut ways = vec![Way::default(); group.len()];
-        let mut lost = vec![false; group.len()];
         let entry_size = if self.image.geometry.extended_l2() {
             16
         } else {
             8
         };
         for from in (0..size).step_by(part) {
-            for ((table, bytes), lost) in group
-                .iter()
-                .zip(buffer.chunks_exact_mut(part))
-                .zip(&mut lost)
-            {
+            for (table, bytes) in group.iter().zip(buffer.chunks_exact_mut(part)) {
                 let offset = table.offset.saturating_add(from as u64);
-                if *lost || self.image.reader.is_known_zero(offset, part as u64) {
+                if self.image.reader.is_known_zero(offset, part as u64) {
                     bytes.fill(0);
-                } else if let Err(error) = self.image.reader.read(bytes, offset) {
-                    bytes.fill(0);
-                    *lost = true;
-                    self.find(Code::L2Unreadable, table.weight, || {
-                        unreadable(Structure::L2Table, offset, &error)
-                    });
+                } else if self.image.reader.read(bytes, offset).is_err() {
+                    self.read_table_parts(table, from as u64, bytes);
                 } else if group.len() > 64 && crate::reader::is_zero(bytes) {
                     self.image.reader.met_zero_table(offset);
                 }

@@ -17,7 +17,7 @@ use crate::image::Image;
 use crate::refmap::RefMap;
 use crate::report::{Collector, Counts};
 use crate::units::Ordered;
-use crate::{Code, Place, Run, Structure};
+use crate::{Code, Place, Run};
 
 /// Bytes of memory that the reference maps of all workers together may take.
 const WORKER_MAPS_BYTES: usize = 16 << 20;
@@ -213,16 +213,4 @@ impl Shared {
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A finding about storage that can't be read.
-pub(crate) fn unreadable(
-    structure: Structure,
-    offset: u64,
-    error: &qcow2_io::StorageError,
-) -> (Place, String) {
-    (
-        Place::of(structure).at(offset, 0),
-        format!("can't be read: {error}"),
-    )
 }

@@ -4,7 +4,6 @@ use super::{L1Scan, TableRef, Worker};
 use crate::image::{Image, uncounted};
 use crate::reader::is_zero;
 use crate::refmap::Sharing;
-use crate::walk::unreadable;
 use crate::{Code, Place, Structure};
 
 /// Bytes of L2 tables that make a unit of work.
@@ -222,16 +221,40 @@ impl Worker<'_, '_> {
                         self.walk_batch(&mut vec![table]);
                     }
                 }
-                Err(error) => {
-                    let weight = first.weight;
-                    self.find(Code::L2Unreadable, weight, || {
-                        unreadable(Structure::L2Table, offset, &error)
-                    });
+                Err(_) => {
+                    let table = first.clone();
+                    self.read_table_parts(&table, 0, bytes);
+                    self.walk_entries(&table, bytes);
                 }
             }
             self.buffer = buffer;
         }
         batch.clear();
+    }
+
+    /// Reads a part of a table, from `from` bytes in, with zeros for what can't be read, and tells of that.
+    pub(super) fn read_table_parts(&mut self, table: &TableRef, from: u64, bytes: &mut [u8]) {
+        let image = self.image;
+        let entry_size = image.geometry.l2_entry_size();
+        let mut bad = Vec::new();
+        let start = table.offset.saturating_add(from);
+        image.reader.read_parts(bytes, start, |range, error| {
+            bad.push((range, error.to_string()));
+        });
+        for (range, error) in bad {
+            let first = range.start.saturating_sub(table.offset) / entry_size;
+            let entries = (range.end - range.start).div_ceil(entry_size);
+            self.find(Code::L2Unreadable, table.weight, || {
+                let place = image
+                    .l2_place(table, first)
+                    .at(range.start, range.end - range.start)
+                    .guest(
+                        image.guest_offset(table.l1_index, first),
+                        entries << image.cluster_bits(),
+                    );
+                (place, format!("can't be read: {error}"))
+            });
+        }
     }
 
     fn walk_table(&mut self, table: &TableRef, bytes: &[u8]) {

@@ -31,4 +31,4 @@ mod luks;
 mod recount;
 
 /// Repairs: what they promise, what they keep, and the way back.
-mod repair;
+mod repair_qemu;

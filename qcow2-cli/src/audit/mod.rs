@@ -30,6 +30,7 @@ use anyhow::{Result, anyhow};
 use qcow2_check::{Code, Options};
 use qcow2_io::{File, FileOptions, StorageError, StorageErrorKind};
 
+pub use crate::modern::PassphraseArgs;
 pub use chain::{Choice, parse as parse_references, references};
 pub use inputs::{Inputs, expand};
 pub use owner::parse_offset;

@@ -52,6 +52,7 @@ pub(super) fn told(plan: &Plan<'_>, request: &Request<'_>) -> String {
             look.paint(colour(before), verdict_word(before))
         );
         tell_left(plan, look, &mut text);
+        tell_key(plan, look, &mut text);
         return text;
     }
     let writes = plan.writes();
@@ -123,6 +124,7 @@ pub(super) fn told(plan: &Plan<'_>, request: &Request<'_>) -> String {
         }
     }
     tell_left(plan, look, &mut text);
+    tell_key(plan, look, &mut text);
     text
 }
 
@@ -149,6 +151,16 @@ fn effects(plan: &Plan<'_>) -> String {
         "each byte reads as before".to_owned()
     } else {
         format!("{}; the rest reads as before", parts.join(", "))
+    }
+}
+
+/// What a passphrase would be good for.
+fn tell_key(plan: &Plan<'_>, look: Look, text: &mut String) {
+    if plan.wants_key() {
+        let line = "Encrypted clusters have to be moved, and that takes the key: --passphrase-file or --passphrase-env gives it.";
+        for line in wrap(line, look.width.saturating_sub(2)) {
+            _ = writeln!(text, "  {line}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
@@ -11,11 +12,14 @@ use qcow2_check::repair::{
     self, Effect, Level, Orphans, Plan, RefcountRepair, RepairOptions, StaleBitmaps,
     default_undo_path, read_undo,
 };
+use qcow2_image::{References, RepairKey};
+use qcow2_io::cipher::Secret;
 use qcow2_io::{File, FileOptions};
 use serde::Serialize;
 
 use super::plan::{left, told};
 use super::progress::{Interrupt, Progress};
+use super::salvage::Source;
 use super::text::{Look, clean, shown};
 use super::{in_words, json};
 use crate::Console;
@@ -93,6 +97,10 @@ pub struct Request<'a> {
     pub progress: bool,
     /// Threads to work with; 0 for one for each processor.
     pub threads: usize,
+    /// Passphrases, with the layers of the chain they are for: 0 is the image.
+    pub secrets: Vec<(usize, Arc<Secret>)>,
+    /// What a copy may open of what the image names.
+    pub references: References,
     /// How it looks.
     pub look: Look,
 }
@@ -140,7 +148,8 @@ pub fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
         }
     }
     let progress = Progress::new(request.progress, interrupt);
-    let options = options(request, &progress);
+    let key = request.key();
+    let options = options(request, &progress, key.as_ref());
     let plan = repair::plan(&file, &options);
     progress.finish();
     let plan = plan.map_err(|error| words_of(request, &error))?;
@@ -183,7 +192,19 @@ pub fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
     Ok(verdict.exit_code())
 }
 
-pub(super) fn options<'a>(request: &Request<'_>, progress: &'a Progress) -> RepairOptions<'a> {
+impl Request<'_> {
+    /// What moves encrypted clusters of the image.
+    fn key(&self) -> Option<RepairKey> {
+        let own = self.secrets.iter().rfind(|(layer, _)| *layer == 0);
+        own.map(|(_, secret)| RepairKey::new(Arc::clone(secret)))
+    }
+}
+
+fn options<'a>(
+    request: &Request<'_>,
+    progress: &'a Progress,
+    key: Option<&'a RepairKey>,
+) -> RepairOptions<'a> {
     RepairOptions {
         level: request.level,
         threads: request.threads,
@@ -197,6 +218,7 @@ pub(super) fn options<'a>(request: &Request<'_>, progress: &'a Progress) -> Repa
         },
         orphans: request.orphans,
         refcounts: RefcountRepair::InPlace,
+        key: key.map(|key| key as &dyn repair::Key),
     }
 }
 
@@ -310,8 +332,10 @@ fn words_of(request: &Request<'_>, error: &repair::PlanError) -> anyhow::Error {
         _ => String::new(),
     };
     let mut text = error.to_string();
-    if let Some(cause) = std::error::Error::source(error) {
-        _ = write!(text, ": {cause}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        _ = write!(text, ": {error}");
+        cause = error.source();
     }
     anyhow!("{}: {}{advice}", shown(request.image), clean(&text))
 }
@@ -342,7 +366,8 @@ pub fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> R
     // The plan lives as long as the program: an image that is opened on it asks for that.
     let file: &'static File = Box::leak(Box::new(open(request.image, false)?));
     let progress = Progress::new(request.progress, interrupt);
-    let options = options(request, &progress);
+    let key = request.key();
+    let options = options(request, &progress, key.as_ref());
     let plan = repair::plan(file, &options);
     progress.finish();
     let plan = plan.map_err(|error| words_of(request, &error))?;
@@ -353,11 +378,19 @@ pub fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> R
         .actions()
         .iter()
         .filter(|action| action.effect > Effect::Reachable && action.place.snapshot.is_none())
-        .filter_map(|action| Some((action.place.guest?, action.effect)))
+        .flat_map(|action| {
+            let guests = action.place.guest.iter().chain(&action.also);
+            guests.map(|guest| (*guest, action.effect))
+        })
         .map(|(guest, effect)| (guest.start, guest.end, effect))
         .collect();
-    let source = plan.into_preview();
-    let unreadable = super::salvage::copy(source, out, interrupt)?;
+    let source = Source {
+        storage: plan.into_preview(),
+        path: request.image,
+        references: &request.references,
+        secrets: &request.secrets,
+    };
+    let unreadable = super::salvage::copy(&source, out, interrupt)?;
     doubtful.extend(
         unreadable
             .into_iter()

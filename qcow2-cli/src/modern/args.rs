@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use qcow2_format::header::CompressionType;
 use qcow2_image::{References, SnapshotKey};
-use qcow2_io::cipher::Secret;
+use qcow2_io::cipher::{Secret, SecretError};
 use qcow2_io::codec::{Codec, Level};
 
 use super::failure::Failure;
@@ -79,20 +79,20 @@ pub(crate) struct OpenArgs {
 
 /// What opens encrypted images.
 #[derive(Clone, Debug, Default, Args)]
-pub(crate) struct PassphraseArgs {
+pub struct PassphraseArgs {
     /// Passphrase of the encrypted image: all bytes of FILE, a line end among them. N= in front says of which layer of the chain
     /// (1: the backing file); may be repeated
     #[arg(long, value_name = "[N=]FILE", value_parser = layered)]
-    pub(crate) passphrase_file: Vec<Layered>,
+    passphrase_file: Vec<Layered>,
 
     /// The same, from an environment variable
     #[arg(long, value_name = "[N=]VAR", value_parser = layered)]
-    pub(crate) passphrase_env: Vec<Layered>,
+    passphrase_env: Vec<Layered>,
 }
 
 /// A word, and the layer that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Layered {
+struct Layered {
     layer: usize,
     word: String,
 }
@@ -127,15 +127,24 @@ impl PassphraseArgs {
     }
 
     /// All passphrases, with the layers they are for.
+    ///
+    /// # Errors
+    ///
+    /// A file that can't be read, a variable that is not set, and a passphrase that is too long.
+    pub fn secrets(&self) -> Result<Vec<(usize, Arc<Secret>)>, SecretError> {
+        let files = self.passphrase_file.iter();
+        let files = files.map(|Layered { layer, word }| (*layer, Secret::from_file(word)));
+        let vars = self.passphrase_env.iter();
+        let vars = vars.map(|Layered { layer, word }| (*layer, Secret::from_env(word)));
+        files
+            .chain(vars)
+            .map(|(layer, secret)| Ok((layer, Arc::new(secret?))))
+            .collect()
+    }
+
+    /// The same, for a command.
     pub(crate) fn read(&self) -> Result<Vec<(usize, Arc<Secret>)>, Failure> {
-        let mut secrets = Vec::new();
-        for Layered { layer, word } in &self.passphrase_file {
-            secrets.push((*layer, Arc::new(Secret::from_file(word)?)));
-        }
-        for Layered { layer, word } in &self.passphrase_env {
-            secrets.push((*layer, Arc::new(Secret::from_env(word)?)));
-        }
-        Ok(secrets)
+        Ok(self.secrets()?)
     }
 }
 

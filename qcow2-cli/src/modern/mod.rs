@@ -39,6 +39,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::{Console, img, io};
 use answer::Answer;
 use args::OutputArgs;
+pub use args::PassphraseArgs;
 use failure::Failure;
 
 /// Work on qcow2 and raw disk images

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::answer::Answer;
-use super::args::{ConsentArgs, OutputArgs, ThreadsArgs};
+use super::args::{ConsentArgs, OutputArgs, PassphraseArgs, ThreadsArgs};
 use super::failure::Failure;
-use crate::audit::Interrupt;
 use crate::audit::repair::{self, LevelName, OrphansName, Request};
+use crate::audit::{self, Choice, Interrupt};
 
 /// Mend an image
 ///
@@ -23,6 +23,7 @@ Examples:
   qcow2 repair --plan disk.qcow2
   qcow2 repair --level leaks --yes disk.qcow2
   qcow2 repair --undo disk.qcow2.undo disk.qcow2
+  qcow2 repair --passphrase-file key --yes encrypted.qcow2
   qcow2 repair --level salvage --salvage-to rescued.qcow2 disk.qcow2"
 )]
 pub(crate) struct Command {
@@ -49,7 +50,8 @@ pub(crate) struct Command {
     #[arg(long)]
     drop_stale_bitmaps: bool,
 
-    /// Write what can be read of the repaired disk to a new image, and leave the old one as it is
+    /// Write what can be read of the repaired disk, backing files among it, to a new image, and leave the old one as it is. The new
+    /// image is not encrypted
     #[arg(long, value_name = "OUT", conflicts_with_all = ["plan", "undo_file"])]
     salvage_to: Option<PathBuf>,
 
@@ -60,6 +62,14 @@ pub(crate) struct Command {
     /// Show every action, not just the first ones
     #[arg(long)]
     all: bool,
+
+    /// Which files that the image names --salvage-to may open: deny, same-directory (of the image, and below; the default), allow:PATH (a
+    /// file or folder, may be repeated) or all
+    #[arg(long, value_name = "POLICY", value_parser = audit::parse_references, requires = "salvage_to")]
+    references: Vec<Choice>,
+
+    #[command(flatten)]
+    passphrases: PassphraseArgs,
 
     #[command(flatten)]
     threads: ThreadsArgs,
@@ -91,6 +101,8 @@ impl Command {
             quiet: self.output.quiet,
             progress: self.output.progress(),
             threads: self.threads.count(),
+            secrets: self.passphrases.read()?,
+            references: audit::references(&self.references).map_err(failed)?,
             look: answer.look,
         };
         let interrupt = Interrupt::listen().map_err(failed)?;

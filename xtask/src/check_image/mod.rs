@@ -12,7 +12,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use qcow2_cli::audit::repair::{self, LevelName, OrphansName};
 use qcow2_cli::audit::{
-    self, Form, Inputs, Interrupt, Look, Settings, Switches, Typed, print, shown,
+    self, Choice, Form, Inputs, Interrupt, Look, PassphraseArgs, Settings, Switches, Typed, print,
+    shown,
 };
 
 /// More threads than this help nobody.
@@ -81,6 +82,13 @@ pub(crate) struct Args {
     /// Write what can be read of the repaired disk to a new image, and leave the old one as it is
     #[arg(long, value_name = "OUT", requires = "repair", conflicts_with_all = ["plan", "yes", "undo_file"])]
     salvage_to: Option<PathBuf>,
+
+    /// Which files that the image names --salvage-to may open; as --references
+    #[arg(long, value_name = "POLICY", requires = "salvage_to", value_parser = audit::parse_references)]
+    salvage_references: Vec<Choice>,
+
+    #[command(flatten)]
+    passphrases: PassphraseArgs,
 
     /// Undo the repair that this file tells of
     #[arg(long, value_name = "FILE", conflicts_with_all = ["repair", "chain", "online", "owner", "deep"])]
@@ -198,6 +206,8 @@ fn repaired(args: &Args, level: LevelName, look: Look) -> Result<u8> {
         quiet: args.quiet,
         progress: !args.quiet,
         threads: threads(args),
+        secrets: args.passphrases.secrets()?,
+        references: audit::references(&args.salvage_references)?,
         look,
     };
     let interrupt = Interrupt::listen()?;

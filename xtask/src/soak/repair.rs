@@ -14,7 +14,7 @@ const REQUIRE_QEMU: &str = "QCOW2_REQUIRE_QEMU";
 pub(super) fn run(step: usize) -> Result<ExitCode> {
     let status = cargo()
         .args(["test", "--package", "qcow2-check", "--all-features"])
-        .args(["--test", "it", "--", "repair::beside", "--nocapture"])
+        .args(["--test", "it", "--", "repair_qemu::beside", "--nocapture"])
         .args(["--test-threads", "1"])
         .env(STEP, step.max(1).to_string())
         .env(REQUIRE_QEMU, "1")

@@ -22,12 +22,20 @@ pub(super) fn luks(planner: &Planner<'_, '_>, offset: u64) -> Option<LuksHeader>
     LuksHeader::decode(&bytes).ok()
 }
 
+/// Whether the place of the LUKS header can't be read: then it is not known to be wrong.
+fn is_unreadable(planner: &Planner<'_, '_>, offset: u64) -> bool {
+    offset < planner.overlay.new_len() && !planner.overlay.can_read(offset, LuksHeader::LEN as u64)
+}
+
 /// Puts the pointer to the LUKS header right, if there is one somewhere.
 pub(super) fn mend_crypto(mending: &mut Mending<'_, '_, '_>) {
     if mending.header.crypt_method != CryptMethod::Luks {
         return;
     }
     let known = mending.header.crypto().copied();
+    if known.is_some_and(|known| is_unreadable(mending.planner, known.offset.get())) {
+        return;
+    }
     let size = mending.header.geometry.cluster_size();
     let end = mending.planner.overlay.new_len();
     let named = known.filter(|known| luks(mending.planner, known.offset.get()).is_some());

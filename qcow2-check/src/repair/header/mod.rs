@@ -283,6 +283,25 @@ fn mend_defect(
     Ok(())
 }
 
+/// Whether the header says of the area of LUKS keys what a repair would let it say.
+pub(super) fn has_right_key_area(planner: &mut Planner<'_, '_>) -> Result<bool, PlanError> {
+    let Ok(cluster) = cluster(planner)? else {
+        return Ok(false);
+    };
+    let Ok((header, _)) = Header::decode_for_check(&cluster) else {
+        return Ok(false);
+    };
+    let known = (header.crypt_method, header.crypto().copied());
+    let mut mending = Mending {
+        planner,
+        header,
+        done: Vec::new(),
+    };
+    mend_crypto(&mut mending);
+    let header = &mending.header;
+    Ok((header.crypt_method, header.crypto().copied()) == known)
+}
+
 /// Drops bitmaps that are void anyway, so that their clusters may be freed.
 pub(super) fn drop_void_bitmaps(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
     let Ok(cluster) = cluster(planner)? else {

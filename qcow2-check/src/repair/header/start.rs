@@ -23,8 +23,7 @@ const V3_LENGTHS: [u32; 2] = [raw::Header::V3_MIN_LEN, raw::Header::LEN];
 
 /// Puts the three fields right where the rest of the header and the L1 table tell what they were.
 pub(in super::super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
-    let mut start = vec![0; 1 << MAX_CLUSTER_BITS];
-    planner.overlay.read_at(&mut start, 0)?;
+    let start = beginning(planner)?;
     if is_in_order(planner, &start)? {
         mend_version(planner, &start)?;
         return mend_length(planner, &start);
@@ -37,6 +36,23 @@ pub(in super::super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
         }
     }
     Ok(())
+}
+
+/// The first bytes of the file: as many as the largest cluster has, or, where some of those can't be read, the cluster that is said to be the
+/// first, and zeros.
+fn beginning(planner: &Planner<'_, '_>) -> Result<Vec<u8>, PlanError> {
+    let mut start = vec![0; 1 << MAX_CLUSTER_BITS];
+    if planner.overlay.read_at(&mut start, 0).is_ok() {
+        return Ok(start);
+    }
+    let mut cluster = [0; 512].to_vec();
+    planner.overlay.read_at(&mut cluster, 0)?;
+    if let Ok(len) = Header::probe(&cluster) {
+        cluster.resize(len, 0);
+        planner.overlay.read_at(&mut cluster, 0)?;
+    }
+    cluster.resize(start.len(), 0);
+    Ok(cluster)
 }
 
 /// Whether the header can be read, and nothing speaks against its size of clusters.
@@ -199,12 +215,14 @@ pub(in super::super) fn by_layout(planner: &Planner<'_, '_>) -> Result<Option<u3
 fn begins_with(planner: &Planner<'_, '_>, bits: u32) -> Result<bool, PlanError> {
     let size = 1_u64 << bits;
     let mut entry = [0; 8];
-    planner.overlay.read_at(&mut entry, size)?;
+    // What can't be read is no evidence.
+    if planner.overlay.read_at(&mut entry, size).is_err() {
+        return Ok(false);
+    }
     if u64::from_be_bytes(entry) != 2 * size {
         return Ok(false);
     }
     // The block counts header, table and itself: not zero, whatever the width.
     let mut block = [0; 32];
-    planner.overlay.read_at(&mut block, 2 * size)?;
-    Ok(block != [0; 32])
+    Ok(planner.overlay.read_at(&mut block, 2 * size).is_ok() && block != [0; 32])
 }

@@ -10,14 +10,14 @@ mod table;
 
 use std::sync::Arc;
 
-use super::action::{Action, ActionKind};
+use super::action::ActionKind;
 use super::plan::Planner;
 use super::{Orphans, PlanError, RefcountRepair, header};
 use crate::blocks::Blocks;
 use crate::refmap::RefMap;
 use crate::{Code, Finding, Place, Run, Severity, Structure, load, references};
 
-use flags::mend_flags;
+use flags::{Corrected, mend_flags};
 use pass::{Changed, Direction, Pass, lacks};
 use table::Table;
 
@@ -61,7 +61,7 @@ pub(super) fn lower(planner: &mut Planner<'_, '_>, flags: bool) -> Result<(), Pl
             return Err(hopeless(run));
         };
         if !counted.complete {
-            return Ok((Changed::default(), 0));
+            return Ok((Changed::default(), Corrected::default()));
         }
         let pass = Pass {
             overlay,
@@ -71,16 +71,16 @@ pub(super) fn lower(planner: &mut Planner<'_, '_>, flags: bool) -> Result<(), Pl
             keep: None,
         };
         let changed = pass.run(layer, Direction::Lower, &run)?;
-        let wrong = if flags && counted.are_flags_suspect() {
-            mend_flags(overlay, mirror, &loaded.image, &counted.map, &counted.scan)
+        let corrected = if flags && counted.are_flags_suspect() {
+            mend_flags(planner, mirror, &loaded.image, &counted.map, &counted.scan)
         } else {
-            0
+            Corrected::default()
         };
-        Ok((changed, wrong))
+        Ok((changed, corrected))
     });
-    let (changed, wrong) = lowered.unwrap_or_else(|| Err(no_threads()))?;
+    let (changed, corrected) = lowered.unwrap_or_else(|| Err(no_threads()))?;
     changed.tell(planner, ActionKind::LowerRefcounts);
-    tell_flags(planner, wrong);
+    corrected.tell(planner);
     Ok(())
 }
 
@@ -110,15 +110,27 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
     let bits = image.cluster_bits();
     planner.keep_clear(map.end() << bits);
 
+    let unread = image.reader.failure().cloned();
     let mut table = Table::read(image, &map);
     let mut released = table.claim(image, &mut map);
+    planner.unreadable |= unread.is_some();
+    if let (true, Some((offset, reason))) = (table.is_unreadable, &unread) {
+        // Neither who has clusters nor which are in use is known.
+        let place = Place::of(Structure::File).at(*offset, 0);
+        let finding = Finding::new(Code::ReadFailed, place, reason.clone());
+        return Err(PlanError::Hopeless(Box::new(finding)));
+    }
+    let known = image.reader.failure().is_some();
     let keep = planner.hidden && planner.options.orphans != Orphans::Free;
-    let anew = planner.options.refcounts == RefcountRepair::Anew && !keep;
+    let anew = planner.options.refcounts == RefcountRepair::Anew && !keep && !planner.unreadable;
     if anew && counts_all(&run, &map) && (table.is_damaged() || lacks(image, &map, &table)) {
         table.renew(image);
     }
     table.complete(planner, image, &mut map, &mut released)?;
     table.leave_old(&mut map, &mut released);
+    if planner.unreadable {
+        table.keep_all(image, &mut map);
+    }
     table.write(planner, image, (raise, switch))?;
 
     let blocks = Blocks::from(table.blocks());
@@ -129,33 +141,31 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         blocks: &blocks,
         keep: keep.then_some(&released),
     };
+    let unreadable = planner.unreadable;
     let raised = pass.run(raise, Direction::Raise, &run)?;
-    let wrong = if suspect {
-        mend_flags(&overlay, flags, image, &map, &scan)
+    let corrected = if suspect {
+        mend_flags(planner, flags, image, &map, &scan)
     } else {
-        0
+        Corrected::default()
     };
-    let lowered = pass.run(lower, Direction::Lower, &run)?;
+    // A refcount that is too high may count what can't be read.
+    let lowered = if unreadable {
+        Changed::default()
+    } else {
+        pass.run(lower, Direction::Lower, &run)?
+    };
     if run.is_cancelled() {
         return Err(PlanError::Cancelled);
     }
-    if let Some((offset, reason)) = image.reader.failure() {
+    if !known && let Some((offset, reason)) = image.reader.failure() {
         let place = Place::of(Structure::File).at(*offset, 0);
         let finding = Finding::new(Code::ReadFailed, place, reason.clone());
         return Err(PlanError::Hopeless(Box::new(finding)));
     }
     raised.tell(planner, ActionKind::RaiseRefcounts);
-    tell_flags(planner, wrong);
+    corrected.tell(planner);
     lowered.tell(planner, ActionKind::LowerRefcounts);
     Ok(())
-}
-
-fn tell_flags(planner: &mut Planner<'_, '_>, wrong: u64) {
-    if wrong > 0 {
-        let place = Place::of(Structure::L2Table);
-        let reason = "the flags don't agree with the number of references";
-        planner.add(Action::new(ActionKind::SetCopied, place, reason).times(wrong));
-    }
 }
 
 /// Whether nothing was met that could hide references: then what has none is free.

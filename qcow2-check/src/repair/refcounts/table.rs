@@ -30,6 +30,8 @@ pub(super) struct Table {
     entries: Vec<u64>,
     /// New blocks: index and offset.
     new_blocks: Vec<(u64, u64)>,
+    /// Nobody knows where the blocks are.
+    pub(super) is_unreadable: bool,
     /// Whether the named place has another owner.
     is_shared: bool,
     /// Indices of blocks whose place has another owner.
@@ -59,6 +61,7 @@ impl Table {
             found: Vec::new(),
             entries: Vec::new(),
             new_blocks: Vec::new(),
+            is_unreadable: false,
             is_shared: (first..first.saturating_add(clusters.min(CLUSTERS_MAX)))
                 .any(|cluster| others.is_seen(cluster)),
             shared_blocks: Vec::new(),
@@ -70,7 +73,11 @@ impl Table {
             .min(image.file_len().saturating_sub(offset));
         let mut bytes = vec![0; usize::try_from(in_file).unwrap_or(0).next_multiple_of(8)];
         // A table that lies on something else holds that by now; nothing of it is believed.
-        if usable && image.reader.read(&mut bytes, offset).is_ok() {
+        if usable && image.reader.read(&mut bytes, offset).is_err() {
+            // It is made anew elsewhere.
+            table.place = None;
+            table.is_unreadable = true;
+        } else if usable {
             let words = bytes.as_chunks::<8>().0.iter();
             table.found = words.map(|word| u64::from_be_bytes(*word)).collect();
             let used = table.found.iter().rposition(|entry| *entry != 0);
@@ -199,6 +206,25 @@ impl Table {
             *entry = offset;
         }
         self.new_blocks.push((index, offset));
+    }
+
+    /// Counts every cluster of the file whose refcount was in a block that is lost: who may have it can't be read.
+    pub(super) fn keep_all(&self, image: &Image<'_>, map: &mut RefMap) {
+        let per_block = image.geometry.refcounts_per_block();
+        for (index, _) in &self.new_blocks {
+            let old = usize::try_from(*index).ok().and_then(|i| self.found.get(i));
+            if old.is_none_or(|old| *old == 0) {
+                // Nothing was in use there.
+                continue;
+            }
+            let first = index.saturating_mul(per_block);
+            let stop = first.saturating_add(per_block).min(image.file_clusters());
+            for cluster in first..stop {
+                if !map.is_seen(cluster) {
+                    map.add(cluster, 1, crate::refmap::Sharing::Exclusive);
+                }
+            }
+        }
     }
 
     pub(super) fn blocks(&self) -> Vec<BlockRef> {

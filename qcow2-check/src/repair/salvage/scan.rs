@@ -44,10 +44,14 @@ pub(super) fn each_cluster(
             at = end.max(at + cluster_size);
             continue;
         }
-        overlay.read_at(&mut buffer, at)?;
-        for cluster in buffer.chunks_exact(usize::try_from(cluster_size).unwrap_or(1)) {
+        let whole = overlay.read_at(&mut buffer, at).is_ok();
+        for cluster in buffer.chunks_exact_mut(usize::try_from(cluster_size).unwrap_or(1)) {
             if at >= len {
                 break;
+            }
+            // What can't be read is no candidate.
+            if !whole && overlay.read_at(cluster, at).is_err() {
+                cluster.fill(0);
             }
             if !crate::reader::is_zero(cluster) {
                 each(at, cluster);

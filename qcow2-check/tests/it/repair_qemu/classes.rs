@@ -23,29 +23,29 @@ pub(crate) struct Class {
 }
 
 /// The bytes of an image, with a hand for its numbers.
-pub(crate) struct Bytes(Vec<u8>);
+pub(crate) struct Bytes(pub(super) Vec<u8>);
 
 impl Bytes {
-    fn get(&self, at: u64) -> u64 {
+    pub(super) fn get(&self, at: u64) -> u64 {
         let at = usize::try_from(at).unwrap();
         u64::from_be_bytes(self.0[at..at + 8].try_into().unwrap())
     }
 
-    fn put(&mut self, at: u64, value: u64) {
+    pub(super) fn put(&mut self, at: u64, value: u64) {
         let at = usize::try_from(at).unwrap();
         self.0[at..at + 8].copy_from_slice(&value.to_be_bytes());
     }
 
-    fn l1(&self) -> u64 {
+    pub(super) fn l1(&self) -> u64 {
         self.get(40)
     }
 
     /// The first L2 table.
-    fn l2(&self) -> u64 {
+    pub(super) fn l2(&self) -> u64 {
         self.get(self.l1()) & OFFSET_MASK
     }
 
-    fn refcounts(&self) -> u64 {
+    pub(super) fn refcounts(&self) -> u64 {
         self.get(48)
     }
 }
@@ -85,6 +85,20 @@ pub(crate) const ALL: &[Class] = &[
         level: Level::All,
         damage: |b| b.put(b.l2() + 8, b.get(b.l2() + 8) | 1 << 40 | 1 << 8),
         lost: &[0],
+    },
+    Class {
+        name: "subclusters of zeros allocated and zero at once",
+        base: "extended",
+        level: Level::All,
+        damage: |b| b.put(b.l2() + 24, b.get(b.l2() + 24) | 1 << 37 | 1 << 5),
+        lost: &[],
+    },
+    Class {
+        name: "the flag of compressed data on subclusters",
+        base: "extended",
+        level: Level::All,
+        damage: |b| b.put(b.l2(), b.get(b.l2()) | 1 << 62),
+        lost: &[],
     },
     Class {
         name: "subclusters without a cluster",
@@ -474,6 +488,8 @@ classes! {
     compressed_entries_lose_the_copied_flag: "COPIED on a compressed entry";
     compressed_data_with_subclusters_is_kept: "subclusters of compressed data";
     contradictory_subclusters_are_settled: "subclusters allocated and zero at once";
+    zeros_are_zeros_either_way: "subclusters of zeros allocated and zero at once";
+    what_does_not_decode_is_not_compressed: "the flag of compressed data on subclusters";
     subclusters_without_a_cluster_read_as_zeros: "subclusters without a cluster";
     unaligned_data_is_given_up: "an unaligned data cluster";
     data_past_the_end_is_given_up: "a data cluster past the end";

@@ -6,6 +6,9 @@ mod anew;
 /// What a guest can read.
 mod guest;
 
+/// What a plan calls ambiguous, and where.
+mod ambiguous;
+
 /// Every damage of the corpus, repaired by both: what differs, and why.
 mod beside;
 
@@ -18,5 +21,14 @@ mod crashes;
 /// Single fields of the header.
 mod header;
 
+/// The area of LUKS keys.
+mod key_area;
+
+/// Encrypted clusters, with the key and without.
+mod keys;
+
 /// Every damage of the mutant corpus, repaired.
 mod mutants;
+
+/// Sectors that can't be read.
+mod unreadable;

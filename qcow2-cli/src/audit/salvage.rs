@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use qcow2_image::create::CreateOptions;
 use qcow2_image::{Image, References};
-use qcow2_io::{FileOptions, Storage};
+use qcow2_io::{File, FileOptions, Storage};
 
 use super::progress::Interrupt;
 use super::text::shown;
@@ -28,9 +28,19 @@ pub(crate) fn copy(
         .references(References::Deny)
         .open(source)
         .map_err(|error| anyhow!("what the repair would make can't be opened: {error}"))?;
-    let size = from.virtual_size();
     let options = FileOptions::new().write(true).create_new(true);
     let file = options.open(out).with_context(named)?;
+    let copied = fill(&from, file, out, interrupt);
+    if copied.is_err() {
+        // A part of a copy is of no use to anyone. If it can't be removed, the first error says more.
+        let _ = std::fs::remove_file(out);
+    }
+    copied
+}
+
+fn fill(from: &Image, file: File, out: &Path, interrupt: &Interrupt) -> Result<Vec<(u64, u64)>> {
+    let named = || shown(out);
+    let size = from.virtual_size();
     Image::create(&file, &CreateOptions::new(size)).with_context(named)?;
     let to = Image::options().open(Arc::new(file)).with_context(named)?;
     let mut lost: Vec<(u64, u64)> = Vec::new();
@@ -38,7 +48,7 @@ pub(crate) fn copy(
     let mut buffer = vec![0; usize::try_from(PIECE)?];
     while at < size {
         if interrupt.is_set() {
-            bail!("the copy was ended before all was read");
+            bail!("the copy was ended before all was read; nothing of it is left");
         }
         let extents = from.extents(at..size.min(at.saturating_add(1 << 30)), 1)?;
         let Some(extent) = extents.first() else { break };
@@ -47,7 +57,7 @@ pub(crate) fn copy(
             continue;
         }
         let end = extent.end().min(at + PIECE);
-        piece(&from, &to, (at, end), &mut buffer, &mut lost)?;
+        piece(from, &to, (at, end), &mut buffer, &mut lost)?;
         at = end;
     }
     to.close().with_context(named)?;

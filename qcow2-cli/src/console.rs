@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::words::outside::bytes as bytes_of;
+
 /// Bytes of standard output that wait until somebody flushes, unless a terminal listens.
 const BUFFER: usize = 4096;
 
@@ -16,8 +18,15 @@ const BUFFER: usize = 4096;
 pub struct Console {
     /// What the program was called as.
     program: String,
-    kept: Arc<Mutex<Vec<u8>>>,
+    kept: Arc<Mutex<Kept>>,
     by_line: bool,
+}
+
+/// What waits, and why no more of it can be sent.
+#[derive(Debug, Default)]
+struct Kept {
+    text: String,
+    trouble: Option<io::ErrorKind>,
 }
 
 impl Console {
@@ -47,26 +56,35 @@ impl Console {
     /// Says something on standard output; line ends are the caller's.
     pub fn out(&self, text: fmt::Arguments<'_>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = kept.write_fmt(text);
-        if self.by_line || kept.len() >= BUFFER {
+        // Memory takes all.
+        let _ = fmt::Write::write_fmt(&mut kept.text, text);
+        if self.by_line || kept.text.len() >= BUFFER {
             send(&mut kept);
         }
     }
 
     /// Says something on standard error, at once; line ends are the caller's.
     pub fn err(&self, text: fmt::Arguments<'_>) {
-        let _ = io::stderr().write_all(text.to_string().as_bytes());
+        let _ = io::stderr().write_all(&bytes_of(&text.to_string()));
     }
 
     /// Says something on standard output at once, for who has no console at hand.
     pub fn tell(text: fmt::Arguments<'_>) {
         let mut out = io::stdout().lock();
-        let _ = out.write_fmt(text).and_then(|()| out.flush());
+        let _ = out
+            .write_all(&bytes_of(&text.to_string()))
+            .and_then(|()| out.flush());
     }
 
     /// As [`err`](Self::err), for who has no console at hand.
     pub fn warn(text: fmt::Arguments<'_>) {
-        let _ = io::stderr().write_all(text.to_string().as_bytes());
+        let _ = io::stderr().write_all(&bytes_of(&text.to_string()));
+    }
+
+    /// Why standard output takes no more, if so: `BrokenPipe` if nobody reads it.
+    pub fn trouble(&self) -> Option<io::ErrorKind> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.trouble
     }
 
     /// Sends what is kept back.
@@ -75,10 +93,15 @@ impl Console {
     }
 }
 
-fn send(kept: &mut Vec<u8>) {
+fn send(kept: &mut Kept) {
     let mut out = io::stdout().lock();
-    let _ = out.write_all(kept).and_then(|()| out.flush());
-    kept.clear();
+    let sent = out
+        .write_all(&bytes_of(&kept.text))
+        .and_then(|()| out.flush());
+    if let Err(error) = sent {
+        kept.trouble = Some(error.kind());
+    }
+    kept.text.clear();
 }
 
 /// A line on standard output.

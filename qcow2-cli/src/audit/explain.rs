@@ -20,7 +20,7 @@ pub(crate) fn one(id: &str, look: Look) -> Result<String> {
         let close = close_to(id);
         if close.is_empty() {
             bail!(
-                "there is no code {}; {} list names all",
+                "there is no code {}; `{} list` names all",
                 clean(id),
                 look.typed.explain
             );

@@ -24,9 +24,9 @@ mod switches;
 mod text;
 
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use qcow2_check::{Code, Options};
 use qcow2_io::{File, FileOptions, StorageError, StorageErrorKind};
 
@@ -40,6 +40,8 @@ pub use run::{Settings, run};
 pub use switches::Switches;
 pub use text::{Look, Typed, shown};
 pub(crate) use text::{clean, plural};
+
+use crate::words::system;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,9 +103,9 @@ pub fn owner_of(
 /// Nobody reads it.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("standard output takes no more")
 }
 
 /// Opens an image for reading, locked as QEMU does; beside a writer only if that was asked for. In words on failure.
@@ -117,7 +119,9 @@ fn open(path: &Path, online: bool) -> Result<File, String> {
             } else {
                 ""
             };
-            format!("{}{advice}", in_words(&error))
+            let words = in_words(&error);
+            let words = words.replacen("it can't", "It can't", 1);
+            format!("{words}{advice}")
         })
 }
 
@@ -127,7 +131,7 @@ pub(crate) fn in_words(error: &StorageError) -> String {
     if let Some(path) = error.path() {
         let known = format!("{} in '{}' failed", error.operation(), path.display());
         if let Some(rest) = text.strip_prefix(&known) {
-            text = format!("It can't be opened{rest}");
+            text = format!("it can't be opened{rest}");
         }
     }
     let mut cause = std::error::Error::source(error);
@@ -136,5 +140,24 @@ pub(crate) fn in_words(error: &StorageError) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    clean(&text)
+    clean(&system::without_number(&text))
+}
+
+/// A file that can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {words}", shown(.path))]
+pub(crate) struct NotOpened {
+    pub(crate) path: PathBuf,
+    words: String,
+    pub(crate) kind: StorageErrorKind,
+}
+
+impl NotOpened {
+    fn new(path: &Path, error: &StorageError) -> Self {
+        Self {
+            path: path.to_owned(),
+            words: in_words(error),
+            kind: error.kind(),
+        }
+    }
 }

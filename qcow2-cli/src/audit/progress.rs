@@ -36,6 +36,14 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// Asks something of somebody: at the question Ctrl-C ends the program, there being no work to bring to an end.
+    pub(crate) fn while_asking<T>(&self, ask: impl FnOnce() -> T) -> T {
+        let before = self.0.swap(true, Ordering::Relaxed);
+        let answer = ask();
+        self.0.store(before, Ordering::Relaxed);
+        answer
+    }
+
     /// Whether it happened.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)

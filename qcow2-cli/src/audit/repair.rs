@@ -21,7 +21,7 @@ use super::plan::{left, told};
 use super::progress::{Interrupt, Progress};
 use super::salvage::Source;
 use super::text::{Look, clean, shown};
-use super::{in_words, json};
+use super::{NotOpened, json};
 use crate::Console;
 
 /// Names tried for the undo file, before it has to be named.
@@ -157,7 +157,7 @@ pub fn run(request: &Request<'_>, interrupt: &Interrupt) -> Result<u8> {
     if !request.json {
         super::print(&told(&plan, request))?;
     }
-    if apply && !request.yes && !confirmed(request)? {
+    if apply && !request.yes && !interrupt.while_asking(|| confirmed(request))? {
         Console::warn(format_args!("nothing was written\n"));
         return Ok(plan.before().verdict().exit_code());
     }
@@ -253,7 +253,7 @@ pub(super) fn open(path: &Path, write: bool) -> Result<File> {
     FileOptions::new()
         .write(write)
         .open(path)
-        .map_err(|error| anyhow!("{}: {}", shown(path), in_words(&error)))
+        .map_err(|error| NotOpened::new(path, &error).into())
 }
 
 fn create(path: &Path) -> Result<File> {
@@ -261,7 +261,7 @@ fn create(path: &Path) -> Result<File> {
         .write(true)
         .create(true)
         .open(path)
-        .map_err(|error| anyhow!("{}: {}", shown(path), in_words(&error)))
+        .map_err(|error| NotOpened::new(path, &error).into())
 }
 
 /// Makes the name of a new file durable, as far as the system lets us.
@@ -398,14 +398,32 @@ pub fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> R
     );
     doubtful.sort_unstable();
     doubtful.dedup();
-    super::print(&ranges(&doubtful, out, request.json)?)?;
-    Ok(
-        if doubtful.iter().any(|(.., effect)| *effect == Effect::Lost) {
-            Verdict::Corrupt.exit_code()
-        } else {
-            0
-        },
-    )
+    let complete = doubtful.iter().all(|(.., effect)| *effect != Effect::Lost);
+    if request.json {
+        let salvaged = Salvaged {
+            filename: request.image.to_string_lossy().into_owned(),
+            salvaged_to: out.to_string_lossy().into_owned(),
+            complete,
+            doubtful: doubtful.into_iter().map(Doubt::from).collect(),
+        };
+        super::print(&(json::to_ascii(&salvaged)? + "\n"))?;
+    } else if !request.quiet || !complete {
+        super::print(&ranges(&doubtful, out))?;
+    }
+    Ok(if complete {
+        0
+    } else {
+        Verdict::Corrupt.exit_code()
+    })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Salvaged {
+    filename: String,
+    salvaged_to: String,
+    complete: bool,
+    doubtful: Vec<Doubt>,
 }
 
 #[derive(Serialize)]
@@ -415,18 +433,13 @@ struct Doubt {
     effect: Effect,
 }
 
-fn ranges(doubtful: &[(u64, u64, Effect)], out: &Path, json: bool) -> Result<String> {
-    if json {
-        let list: Vec<Doubt> = doubtful
-            .iter()
-            .map(|(start, end, effect)| Doubt {
-                start: *start,
-                end: *end,
-                effect: *effect,
-            })
-            .collect();
-        return Ok(json::to_ascii(&list)? + "\n");
+impl From<(u64, u64, Effect)> for Doubt {
+    fn from((start, end, effect): (u64, u64, Effect)) -> Self {
+        Self { start, end, effect }
     }
+}
+
+fn ranges(doubtful: &[(u64, u64, Effect)], out: &Path) -> String {
     let mut text = format!("{} holds what can be read\n", shown(out));
     if doubtful.is_empty() {
         text.push_str("  all of it, as far as anyone can tell\n");
@@ -434,5 +447,5 @@ fn ranges(doubtful: &[(u64, u64, Effect)], out: &Path, json: bool) -> Result<Str
     for (start, end, effect) in doubtful {
         _ = writeln!(text, "  guest {start:#x}..{end:#x}: {effect}");
     }
-    Ok(text)
+    text
 }

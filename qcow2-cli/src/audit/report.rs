@@ -304,11 +304,16 @@ fn findings(report: &Report, extent: Extent, look: Look, lines: &mut Vec<String>
             n => format!(", among them {}", plural(n, "more kind")),
         };
         let text = format!(
-            "  {} not shown{kinds}; --all shows everything, {} CODE tells more",
+            "{} not shown{kinds}; --all shows everything, `{} CODE` tells more",
             plural(hidden, "finding"),
             look.typed.explain
         );
-        lines.push(look.dim(&cut(&text, look.width)));
+        let width = look.width.saturating_sub(2);
+        lines.extend(
+            wrap(&text, width)
+                .iter()
+                .map(|line| look.dim(&format!("  {line}"))),
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use qcow2_image::create::CreateOptions;
 use qcow2_image::{CacheOptions, Image, ImageError, References};
 use qcow2_io::cipher::Secret;
-use qcow2_io::{FileOptions, Storage};
+use qcow2_io::{File, FileOptions, Storage};
 
 use super::progress::Interrupt;
 use super::text::shown;
@@ -77,10 +77,20 @@ pub(crate) fn copy(
     let from = source.open()?;
     let options = FileOptions::new().write(true).create_new(true);
     let file = options.open(out).with_context(named)?;
+    let copied = fill(&from, file, out, interrupt);
+    if copied.is_err() {
+        // A part of a copy is of no use to anyone. If it can't be removed, the first error says more.
+        let _ = std::fs::remove_file(out);
+    }
+    copied
+}
+
+fn fill(from: &Image, file: File, out: &Path, interrupt: &Interrupt) -> Result<Vec<(u64, u64)>> {
+    let named = || shown(out);
     let size = from.virtual_size();
     Image::create(&file, &CreateOptions::new(size)).with_context(named)?;
     let to = Image::options().open(Arc::new(file)).with_context(named)?;
-    let lost = transfer(&from, &to, interrupt)?;
+    let lost = transfer(from, &to, interrupt)?;
     to.close().with_context(named)?;
     Ok(lost)
 }
@@ -96,7 +106,7 @@ fn transfer(from: &Image, to: &Image, interrupt: &Interrupt) -> Result<Vec<(u64,
     let mut buffer = vec![0; usize::try_from(PIECE)?];
     while at < size {
         if interrupt.is_set() {
-            bail!("the copy was ended before all was read");
+            bail!("the copy was ended before all was read; nothing of it is left");
         }
         let near = (at / unit + 1).saturating_mul(unit).min(size);
         let far = size.min(at.saturating_add(LOOK));

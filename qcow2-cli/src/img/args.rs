@@ -68,7 +68,8 @@ impl Failure {
         let program = console.program();
         match &self.see_help_of {
             Some(command) if self.misspelt => {
-                complain!(console, "{program} {command}: {}", self.text);
+                let space = if command.is_empty() { "" } else { " " };
+                complain!(console, "{program}{space}{command}: {}", self.text);
             }
             _ => complain!(console, "qemu-img: {}", self.text),
         }

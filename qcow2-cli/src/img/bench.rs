@@ -20,35 +20,27 @@ const PATTERN: char = '\u{3}';
 const FLUSH_INTERVAL: char = '\u{4}';
 const NO_DRAIN: char = '\u{5}';
 
-const fn long(name: &'static str, takes_value: bool, code: char) -> Long {
-    Long {
-        name,
-        takes_value,
-        code,
-    }
-}
-
 const SPEC: Spec = Spec {
     short: "hf:t:c:d:o:s:S:i:nwqU",
     long: &[
-        long("help", false, 'h'),
-        long("format", true, 'f'),
-        long("image-opts", false, IMAGE_OPTS),
-        long("cache", true, 't'),
-        long("count", true, 'c'),
-        long("depth", true, 'd'),
-        long("offset", true, 'o'),
-        long("buffer-size", true, 's'),
-        long("step-size", true, 'S'),
-        long("write", false, 'w'),
-        long("pattern", true, PATTERN),
-        long("flush-interval", true, FLUSH_INTERVAL),
-        long("no-drain", false, NO_DRAIN),
-        long("aio", true, 'i'),
-        long("native", false, 'n'),
-        long("force-share", false, 'U'),
-        long("quiet", false, 'q'),
-        long("object", true, OBJECT),
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::flag("image-opts", IMAGE_OPTS),
+        Long::value("cache", 't'),
+        Long::value("count", 'c'),
+        Long::value("depth", 'd'),
+        Long::value("offset", 'o'),
+        Long::value("buffer-size", 's'),
+        Long::value("step-size", 'S'),
+        Long::flag("write", 'w'),
+        Long::value("pattern", PATTERN),
+        Long::value("flush-interval", FLUSH_INTERVAL),
+        Long::flag("no-drain", NO_DRAIN),
+        Long::value("aio", 'i'),
+        Long::flag("native", 'n'),
+        Long::flag("force-share", 'U'),
+        Long::flag("quiet", 'q'),
+        Long::value("object", OBJECT),
     ],
 };
 

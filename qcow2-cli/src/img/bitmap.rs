@@ -13,71 +13,19 @@ use crate::{Console, say};
 const SPEC: Spec = Spec {
     short: "hf:b:F:g:",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "add",
-            takes_value: false,
-            code: '\u{3}',
-        },
-        Long {
-            name: "remove",
-            takes_value: false,
-            code: '\u{4}',
-        },
-        Long {
-            name: "clear",
-            takes_value: false,
-            code: '\u{5}',
-        },
-        Long {
-            name: "enable",
-            takes_value: false,
-            code: '\u{6}',
-        },
-        Long {
-            name: "disable",
-            takes_value: false,
-            code: '\u{7}',
-        },
-        Long {
-            name: "merge",
-            takes_value: true,
-            code: '\u{8}',
-        },
-        Long {
-            name: "source-file",
-            takes_value: true,
-            code: 'b',
-        },
-        Long {
-            name: "source-format",
-            takes_value: true,
-            code: 'F',
-        },
-        Long {
-            name: "granularity",
-            takes_value: true,
-            code: 'g',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
+        Long::flag("add", '\u{3}'),
+        Long::flag("remove", '\u{4}'),
+        Long::flag("clear", '\u{5}'),
+        Long::flag("enable", '\u{6}'),
+        Long::flag("disable", '\u{7}'),
+        Long::value("merge", '\u{8}'),
+        Long::value("source-file", 'b'),
+        Long::value("source-format", 'F'),
+        Long::value("granularity", 'g'),
     ],
 };
 

@@ -16,51 +16,15 @@ use crate::{Console, complain, mend, say};
 const SPEC: Spec = Spec {
     short: "hf:r:T:qU",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "repair",
-            takes_value: true,
-            code: 'r',
-        },
-        Long {
-            name: "output",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{2}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{3}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
-        Long {
-            name: "quiet",
-            takes_value: false,
-            code: 'q',
-        },
-        Long {
-            name: "cache",
-            takes_value: true,
-            code: 'T',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("repair", 'r'),
+        Long::value("output", '\u{1}'),
+        Long::value("object", '\u{2}'),
+        Long::flag("image-opts", '\u{3}'),
+        Long::flag("force-share", 'U'),
+        Long::flag("quiet", 'q'),
+        Long::value("cache", 'T'),
     ],
 };
 

@@ -11,67 +11,24 @@ use super::args::{self, CacheMode, Common, Failure};
 use super::progress::Progress;
 use crate::node::{self, Access, Node};
 use crate::words::getopt::{Long, Spec};
+use crate::words::outside;
 use crate::words::system;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
     short: "hf:t:b:dpqr:",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "cache",
-            takes_value: true,
-            code: 't',
-        },
-        Long {
-            name: "base",
-            takes_value: true,
-            code: 'b',
-        },
-        Long {
-            name: "drop",
-            takes_value: false,
-            code: 'd',
-        },
-        Long {
-            name: "keep",
-            takes_value: false,
-            code: 'd',
-        },
-        Long {
-            name: "rate-limit",
-            takes_value: true,
-            code: 'r',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "progress",
-            takes_value: false,
-            code: 'p',
-        },
-        Long {
-            name: "quiet",
-            takes_value: false,
-            code: 'q',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("cache", 't'),
+        Long::value("base", 'b'),
+        Long::flag("drop", 'd'),
+        Long::flag("keep", 'd'),
+        Long::value("rate-limit", 'r'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
+        Long::flag("progress", 'p'),
+        Long::flag("quiet", 'q'),
     ],
 };
 
@@ -195,6 +152,6 @@ fn depth_of(node: &Node, base: Option<&str>, name: &str) -> Result<usize, Failur
 }
 
 fn same_file(one: &str, other: &str) -> bool {
-    let real = |name: &str| std::fs::canonicalize(name).ok();
+    let real = |name: &str| std::fs::canonicalize(outside::path(name)).ok();
     real(one).is_some_and(|one| Some(one) == real(other))
 }

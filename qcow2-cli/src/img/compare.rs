@@ -14,56 +14,16 @@ use crate::{Console, say};
 const SPEC: Spec = Spec {
     short: "hf:F:T:pqsU",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "a-format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "b-format",
-            takes_value: true,
-            code: 'F',
-        },
-        Long {
-            name: "cache",
-            takes_value: true,
-            code: 'T',
-        },
-        Long {
-            name: "strict",
-            takes_value: false,
-            code: 's',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
-        Long {
-            name: "progress",
-            takes_value: false,
-            code: 'p',
-        },
-        Long {
-            name: "quiet",
-            takes_value: false,
-            code: 'q',
-        },
+        Long::flag("help", 'h'),
+        Long::value("a-format", 'f'),
+        Long::value("b-format", 'F'),
+        Long::value("cache", 'T'),
+        Long::flag("strict", 's'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
+        Long::flag("force-share", 'U'),
+        Long::flag("progress", 'p'),
+        Long::flag("quiet", 'q'),
     ],
 };
 

@@ -1,6 +1,5 @@
 //! `convert`: a disk into another file or format.
 
-mod concat;
 mod plan;
 mod weight;
 
@@ -11,15 +10,14 @@ use qcow2_image::copy::{CopyError, CopyOptions, CopyReport, Lost, Target, copy, 
 use qcow2_image::{BitmapState, ImageError, Monitor};
 use qcow2_io::Storage;
 
-use self::concat::Concat;
 use self::plan::Plan;
 use self::weight::Weight;
 use super::args::{self, Failure};
 use super::create;
 use super::creation::Creation;
 use super::progress::Progress;
-use crate::node::{Access, Node, NodeOptions, Opener};
-use crate::words::system;
+use crate::node::{Access, Concat, Node, NodeOptions, Opener};
+use crate::words::{outside, system};
 use crate::{Console, complain};
 
 /// Runs the command.
@@ -84,7 +82,8 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
 
 /// Whether the target was made just now with space for all of it, reads as zeros, and is to keep that space.
 fn is_reserved(plan: &Plan, creation: &Creation) -> bool {
-    let is_file = || std::fs::metadata(&plan.target).is_ok_and(|found| found.is_file());
+    let is_file =
+        || std::fs::metadata(outside::path(&plan.target)).is_ok_and(|found| found.is_file());
     let set = |key: &str| creation.get(key).is_some_and(|value| !value.is_empty());
     let has_space = matches!(creation.get("preallocation"), Some("falloc" | "full"));
     has_space

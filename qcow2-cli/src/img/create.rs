@@ -1,6 +1,5 @@
 //! `create`: new images.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use super::args::{self, Failure};
 use super::creation::{self, Creation, Format, refused};
 use crate::node::{self, Access, OpenError};
 use crate::words::getopt::{Long, Spec};
+use crate::words::outside;
 use crate::words::size::{self, SizeError};
 use crate::words::system;
 use crate::{Console, Objects, say};
@@ -19,46 +19,14 @@ use crate::{Console, Objects, say};
 const SPEC: Spec = Spec {
     short: "hqf:o:b:F:u",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "quiet",
-            takes_value: false,
-            code: 'q',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "options",
-            takes_value: true,
-            code: 'o',
-        },
-        Long {
-            name: "backing",
-            takes_value: true,
-            code: 'b',
-        },
-        Long {
-            name: "backing-format",
-            takes_value: true,
-            code: 'F',
-        },
-        Long {
-            name: "backing-unsafe",
-            takes_value: false,
-            code: 'u',
-        },
+        Long::flag("help", 'h'),
+        Long::flag("quiet", 'q'),
+        Long::value("object", '\u{1}'),
+        Long::value("format", 'f'),
+        Long::value("options", 'o'),
+        Long::value("backing", 'b'),
+        Long::value("backing-format", 'F'),
+        Long::flag("backing-unsafe", 'u'),
     ],
 };
 
@@ -272,12 +240,13 @@ pub(crate) fn make(
             options.check().map_err(|error| creation::text_of(&error))?;
             let data = match options.chosen_data_file() {
                 None => None,
-                Some(data) => Some(new_file(&String::from_utf8_lossy(data))?),
+                Some(data) => Some(new_file(&outside::text(data))?),
             };
             make_in(&*new_file(name)?, data.as_deref(), &options).inspect_err(|_| {
                 // Half an image is of no use; a device is not ours to take away.
-                if Path::new(name).is_file() {
-                    let _ = std::fs::remove_file(name);
+                let path = outside::path(name);
+                if path.is_file() {
+                    let _ = std::fs::remove_file(path);
                 }
             })
         }
@@ -300,7 +269,7 @@ fn new_file(name: &str) -> Result<Arc<dyn Storage>, String> {
         .write(true)
         .create(true)
         .truncate(true)
-        .open(path);
+        .open(outside::path(path));
     match opened {
         Ok(file) => Ok(Arc::new(file)),
         Err(error) if error.kind() == StorageErrorKind::Locked => Err(

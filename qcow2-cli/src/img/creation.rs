@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use qcow2_image::create::{CreateError, CreateOptions, Preallocation};
 
 use super::Failure;
-use crate::words::{keyval, size};
+use crate::words::{keyval, outside, size};
 use crate::{Console, Objects, say};
 
 /// What an option takes.
@@ -447,6 +447,14 @@ impl Creation {
                 }
                 key => options.set(key, value).map_err(|error| text_of(&error))?,
             }
+        }
+        // Names as they came, whatever they are made of.
+        let named = |key| self.get(key).filter(|value| !value.is_empty());
+        if let (Some(name), Some(format)) = (named("backing_file"), named("backing_fmt")) {
+            options = options.backing_file(outside::bytes(name), format);
+        }
+        if let Some(name) = named("data_file") {
+            options = options.data_file(outside::bytes(name));
         }
         if encrypted {
             let id = self

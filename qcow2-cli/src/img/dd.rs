@@ -16,36 +16,12 @@ use crate::{Console, say};
 const SPEC: Spec = Spec {
     short: "hf:O:U",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "output-format",
-            takes_value: true,
-            code: 'O',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("output-format", 'O'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
+        Long::flag("force-share", 'U'),
     ],
 };
 
@@ -134,7 +110,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         image_opts: false,
     };
     let target = plain.open(output, Some(target_format.name()), &Access::write())?;
-    let options = CopyOptions::new().window(start.min(end)..end);
+    let options = CopyOptions::new().sparse(0).window(start.min(end)..end);
     let (from, to) = (source.storage(), target.storage());
     let place = match target.image() {
         Some(image) => Target::Image(image),

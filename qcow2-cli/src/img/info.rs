@@ -14,57 +14,22 @@ use super::snapshot;
 use crate::node::{self, Access, Node};
 use crate::words::dict::Value;
 use crate::words::getopt::{Long, Spec};
+use crate::words::outside;
 use crate::words::size;
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
     short: "hf:U",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "output",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "backing-chain",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{3}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{4}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
-        Long {
-            name: "limits",
-            takes_value: false,
-            code: '\u{5}',
-        },
-        Long {
-            name: "cache",
-            takes_value: true,
-            code: 't',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("output", '\u{1}'),
+        Long::flag("backing-chain", '\u{2}'),
+        Long::value("object", '\u{3}'),
+        Long::flag("image-opts", '\u{4}'),
+        Long::flag("force-share", 'U'),
+        Long::flag("limits", '\u{5}'),
+        Long::value("cache", 't'),
     ],
 };
 
@@ -301,7 +266,7 @@ impl<'a> Facts<'a> {
 impl ImageFacts {
     fn of(image: &Image, node: &Node) -> Self {
         let header = image.header();
-        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let lossy = outside::text;
         let backing = header.backing_name.as_deref().map(lossy);
         let full_backing = backing.as_deref().and_then(|name| full_name(name, node));
         Self {
@@ -409,7 +374,7 @@ fn specific(image: &Image, node: &Node) -> Value {
     }
     if header.incompatible.external_data() {
         if let Some(name) = header.data_file_name() {
-            let name = String::from_utf8_lossy(name).into_owned();
+            let name = outside::text(name);
             members.push(("data-file", name.into()));
         }
         members.push(("data-file-raw", header.autoclear.raw_external_data().into()));

@@ -15,46 +15,14 @@ use crate::{Console, say};
 const SPEC: Spec = Spec {
     short: "hf:s:l:U",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "output",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{2}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{3}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
-        Long {
-            name: "start-offset",
-            takes_value: true,
-            code: 's',
-        },
-        Long {
-            name: "max-length",
-            takes_value: true,
-            code: 'l',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("output", '\u{1}'),
+        Long::value("object", '\u{2}'),
+        Long::flag("image-opts", '\u{3}'),
+        Long::flag("force-share", 'U'),
+        Long::value("start-offset", 's'),
+        Long::value("max-length", 'l'),
     ],
 };
 

@@ -19,56 +19,16 @@ use crate::{Console, say};
 const SPEC: Spec = Spec {
     short: "hf:l:o:O:s:U",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "source-format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "snapshot",
-            takes_value: true,
-            code: 'l',
-        },
-        Long {
-            name: "target-format",
-            takes_value: true,
-            code: 'O',
-        },
-        Long {
-            name: "options",
-            takes_value: true,
-            code: 'o',
-        },
-        Long {
-            name: "size",
-            takes_value: true,
-            code: 's',
-        },
-        Long {
-            name: "output",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{2}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{3}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
+        Long::flag("help", 'h'),
+        Long::value("source-format", 'f'),
+        Long::value("snapshot", 'l'),
+        Long::value("target-format", 'O'),
+        Long::value("options", 'o'),
+        Long::value("size", 's'),
+        Long::value("output", '\u{1}'),
+        Long::value("object", '\u{2}'),
+        Long::flag("image-opts", '\u{3}'),
+        Long::flag("force-share", 'U'),
     ],
 };
 

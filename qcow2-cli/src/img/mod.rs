@@ -25,6 +25,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::words::getopt::{Long, Spec};
+use crate::words::outside;
 use crate::{Console, say};
 
 pub(crate) use args::Failure;
@@ -56,21 +57,9 @@ const COMMANDS: &[(&str, Command)] = &[
 const GLOBAL: Spec = Spec {
     short: "hVT:",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "version",
-            takes_value: false,
-            code: 'V',
-        },
-        Long {
-            name: "trace",
-            takes_value: true,
-            code: 'T',
-        },
+        Long::flag("help", 'h'),
+        Long::flag("version", 'V'),
+        Long::value("trace", 'T'),
     ],
 };
 
@@ -84,9 +73,7 @@ fn global_options<'a>(args: &'a [String], console: &Console) -> Result<&'a [Stri
         taken += usize::from(bare_trace && taken < args.len());
     }
     let (options, rest) = args.split_at_checked(taken).unwrap_or((args, &[]));
-    let parsed = GLOBAL
-        .parse(options)
-        .map_err(|(error, _)| Failure::usage("", error).report(console))?;
+    let parsed = args::parse("", &GLOBAL, options).map_err(|failure| failure.report(console))?;
     for (code, _) in parsed.options {
         match code {
             'h' => {
@@ -123,17 +110,13 @@ fn help(console: &Console) {
     );
     say!(
         console,
-        "Supported formats: blkdebug file host_cdrom host_device null-aio null-co qcow2 raw"
+        "Supported formats: blkdebug compress copy-on-read file host_cdrom host_device null-aio null-co qcow2 quorum raw"
     );
 }
 
 /// Runs a command line, the program's name first.
 pub fn main(args: &[OsString], console: &Console) -> ExitCode {
-    let args: Vec<String> = args
-        .iter()
-        .skip(1)
-        .map(|arg| arg.to_string_lossy().into_owned())
-        .collect();
+    let args: Vec<String> = args.iter().skip(1).map(|arg| outside::of_os(arg)).collect();
     let args = match global_options(&args, console) {
         Ok(rest) => rest,
         Err(code) => return code,

@@ -13,77 +13,25 @@ use super::args::{self, CacheMode, Common, Failure};
 use super::progress::Progress;
 use crate::node::{self, Access, Content};
 use crate::words::getopt::{Long, Spec};
-use crate::words::system;
+use crate::words::{outside, system};
 use crate::{Console, say};
 
 const SPEC: Spec = Spec {
     short: "hf:F:b:upt:T:qUc",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "cache",
-            takes_value: true,
-            code: 't',
-        },
-        Long {
-            name: "backing",
-            takes_value: true,
-            code: 'b',
-        },
-        Long {
-            name: "backing-format",
-            takes_value: true,
-            code: 'F',
-        },
-        Long {
-            name: "backing-cache",
-            takes_value: true,
-            code: 'T',
-        },
-        Long {
-            name: "backing-unsafe",
-            takes_value: false,
-            code: 'u',
-        },
-        Long {
-            name: "compress",
-            takes_value: false,
-            code: 'c',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
-        Long {
-            name: "progress",
-            takes_value: false,
-            code: 'p',
-        },
-        Long {
-            name: "quiet",
-            takes_value: false,
-            code: 'q',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("cache", 't'),
+        Long::value("backing", 'b'),
+        Long::value("backing-format", 'F'),
+        Long::value("backing-cache", 'T'),
+        Long::flag("backing-unsafe", 'u'),
+        Long::flag("compress", 'c'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
+        Long::flag("force-share", 'U'),
+        Long::flag("progress", 'p'),
+        Long::flag("quiet", 'q'),
     ],
 };
 
@@ -192,11 +140,12 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         return Err(cannot_change("Operation not supported"));
     };
     let progress = Progress::new(console, shown && !quiet, total);
+    let stored = new_name.as_deref().map(outside::bytes);
     if unsafely {
-        let names = match (&new_name, &backing_format) {
+        let names = match (&stored, &backing_format) {
             (None, _) => None,
             (Some(_), None) => return Err(cannot_change("backing format must be specified")),
-            (Some(name), Some(format)) => Some((name.as_bytes(), format.as_bytes())),
+            (Some(name), Some(format)) => Some((&**name, format.as_bytes())),
         };
         image
             .set_backing_name(names)
@@ -228,9 +177,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
                 let format = backing_format.as_deref().unwrap_or("raw");
                 let file = match &opened.content {
                     Content::Image(image) if format == "qcow2" => {
-                        BackingFile::image(name.as_bytes(), Arc::clone(image))
+                        BackingFile::image(&*outside::bytes(name), Arc::clone(image))
                     }
-                    _ => BackingFile::raw(name.as_bytes(), opened.storage()),
+                    _ => BackingFile::raw(&*outside::bytes(name), opened.storage()),
                 };
                 Some((file, opened))
             }

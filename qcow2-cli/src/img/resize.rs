@@ -17,41 +17,13 @@ use crate::{Console, complain, say};
 const SPEC: Spec = Spec {
     short: "hf:q",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
-        Long {
-            name: "preallocation",
-            takes_value: true,
-            code: '\u{3}',
-        },
-        Long {
-            name: "shrink",
-            takes_value: false,
-            code: '\u{4}',
-        },
-        Long {
-            name: "quiet",
-            takes_value: false,
-            code: 'q',
-        },
+        Long::flag("help", 'h'),
+        Long::value("format", 'f'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
+        Long::value("preallocation", '\u{3}'),
+        Long::flag("shrink", '\u{4}'),
+        Long::flag("quiet", 'q'),
     ],
 };
 

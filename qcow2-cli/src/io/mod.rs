@@ -5,11 +5,13 @@
 
 mod control;
 mod inspect;
+mod reopen;
 mod report;
 mod session;
 mod space;
 mod table;
 mod transfer;
+mod zone;
 
 use std::ffi::OsString;
 use std::io::BufRead as _;
@@ -17,96 +19,29 @@ use std::process::ExitCode;
 
 use self::session::{Mode, Session};
 use crate::words::getopt::{Long, Spec};
+use crate::words::outside;
 use crate::{Console, complain, say};
 
 const SPEC: Spec = Spec {
     short: "hVc:d:f:rsnCmki:t:T:U",
     long: &[
-        Long {
-            name: "help",
-            takes_value: false,
-            code: 'h',
-        },
-        Long {
-            name: "version",
-            takes_value: false,
-            code: 'V',
-        },
-        Long {
-            name: "cmd",
-            takes_value: true,
-            code: 'c',
-        },
-        Long {
-            name: "format",
-            takes_value: true,
-            code: 'f',
-        },
-        Long {
-            name: "read-only",
-            takes_value: false,
-            code: 'r',
-        },
-        Long {
-            name: "snapshot",
-            takes_value: false,
-            code: 's',
-        },
-        Long {
-            name: "nocache",
-            takes_value: false,
-            code: 'n',
-        },
-        Long {
-            name: "copy-on-read",
-            takes_value: false,
-            code: 'C',
-        },
-        Long {
-            name: "misalign",
-            takes_value: false,
-            code: 'm',
-        },
-        Long {
-            name: "native-aio",
-            takes_value: false,
-            code: 'k',
-        },
-        Long {
-            name: "aio",
-            takes_value: true,
-            code: 'i',
-        },
-        Long {
-            name: "discard",
-            takes_value: true,
-            code: 'd',
-        },
-        Long {
-            name: "cache",
-            takes_value: true,
-            code: 't',
-        },
-        Long {
-            name: "trace",
-            takes_value: true,
-            code: 'T',
-        },
-        Long {
-            name: "force-share",
-            takes_value: false,
-            code: 'U',
-        },
-        Long {
-            name: "object",
-            takes_value: true,
-            code: '\u{1}',
-        },
-        Long {
-            name: "image-opts",
-            takes_value: false,
-            code: '\u{2}',
-        },
+        Long::flag("help", 'h'),
+        Long::flag("version", 'V'),
+        Long::value("cmd", 'c'),
+        Long::value("format", 'f'),
+        Long::flag("read-only", 'r'),
+        Long::flag("snapshot", 's'),
+        Long::flag("nocache", 'n'),
+        Long::flag("copy-on-read", 'C'),
+        Long::flag("misalign", 'm'),
+        Long::flag("native-aio", 'k'),
+        Long::value("aio", 'i'),
+        Long::value("discard", 'd'),
+        Long::value("cache", 't'),
+        Long::value("trace", 'T'),
+        Long::flag("force-share", 'U'),
+        Long::value("object", '\u{1}'),
+        Long::flag("image-opts", '\u{2}'),
     ],
 };
 
@@ -121,8 +56,8 @@ Try requests on a disk: the commands given, or those read from standard input.
   -n, --nocache            bypass the page cache, as -t none
   -C, --copy-on-read       keep what is read from backing files
   -m, --misalign           use buffers that are not aligned
-  -k, --native-aio         taken, without effect
-  -i, --aio MODE           threads, native or io_uring
+  -k, --native-aio         as -i native
+  -i, --aio MODE           threads, native (with -n only) or io_uring
   -t, --cache MODE         none, writeback, unsafe, directsync or writethrough
   -d, --discard MODE       ignore (off) or unmap (on)
   -T, --trace ...          taken, without effect
@@ -135,15 +70,12 @@ Try requests on a disk: the commands given, or those read from standard input.
 
 /// Runs a command line, the program's name first.
 pub fn main(args: &[OsString], console: &Console) -> ExitCode {
-    let args: Vec<String> = args
-        .iter()
-        .skip(1)
-        .map(|arg| arg.to_string_lossy().into_owned())
-        .collect();
+    let args: Vec<String> = args.iter().skip(1).map(|arg| outside::of_os(arg)).collect();
     let parsed = match SPEC.parse(&args) {
         Ok(parsed) => parsed,
         Err((error, _)) => {
-            complain!(console, "{}: {error}\n{USAGE}", console.program());
+            complain!(console, "{}: {error}", console.program());
+            say!(console, "{USAGE}");
             return ExitCode::FAILURE;
         }
     };
@@ -174,6 +106,10 @@ pub fn main(args: &[OsString], console: &Console) -> ExitCode {
             complain!(console, "qemu-io: {text}");
             return ExitCode::FAILURE;
         }
+    }
+    if parsed.operands.len() > 1 {
+        say!(console, "{USAGE}");
+        return ExitCode::FAILURE;
     }
     session.default_format.clone_from(&mode.format);
     if let Some(name) = parsed.operands.first()

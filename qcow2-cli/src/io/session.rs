@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use qcow2_image::{Image, ImageError, MetadataError};
 use qcow2_io::Storage;
 
-use super::table;
+use super::{reopen, table};
 use crate::node::{Access, Node, NodeOptions, Opener};
 use crate::words::system;
 use crate::{Console, Objects, complain};
@@ -33,6 +33,7 @@ pub(super) struct Mode {
     copy_on_read: bool,
     force_share: bool,
     direct: bool,
+    native: bool,
     write_through: bool,
     unmap: bool,
 }
@@ -47,6 +48,7 @@ impl Default for Mode {
             copy_on_read: false,
             force_share: false,
             direct: false,
+            native: false,
             write_through: false,
             unmap: true,
         }
@@ -71,8 +73,13 @@ impl Mode {
                     other => return Err(format!("Invalid discard option: {other}")),
                 }
             }
-            'i' if !matches!(value, "threads" | "native" | "io_uring") => {
-                return Err(format!("Invalid aio option: {value}"));
+            'k' => self.native = true,
+            'i' => {
+                self.native = match value {
+                    "native" => true,
+                    "threads" | "io_uring" => false,
+                    other => return Err(format!("Invalid aio option: {other}")),
+                }
             }
             '\u{2}' => self.image_opts = true,
             _ => {}
@@ -109,6 +116,7 @@ impl Mode {
             force_share: self.force_share,
             direct: self.direct,
             unmap: self.unmap,
+            native: self.native,
             copy_on_read: self.copy_on_read,
             temporary_overlay: self.snapshot,
             ..Access::read()
@@ -243,7 +251,11 @@ impl<'a> Session<'a> {
     }
 
     /// Opens the disk anew, with more options or another mode.
-    pub(super) fn reopen(&mut self, more: NodeOptions, change: impl FnOnce(&mut Mode)) -> Done {
+    pub(super) fn reopen(&mut self, mut more: NodeOptions, change: impl FnOnce(&mut Mode)) -> Done {
+        if let Err(key) = reopen::check(self.node()?, &mut more) {
+            complain!(self.console, "qemu-io: Cannot change the option '{key}'");
+            return Err(Failed);
+        }
         let (old_options, old_mode) = self.described.clone();
         let (mut options, mut mode) = (old_options.clone(), old_mode.clone());
         options.extend(more);

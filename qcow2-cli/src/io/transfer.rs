@@ -14,7 +14,7 @@ use super::report::{self, Style};
 use super::session::{Done, Failed, Session};
 use super::table::Command;
 use crate::words::getopt::Parsed;
-use crate::words::{size, system};
+use crate::words::{outside, size, system};
 use crate::{complain, say};
 
 /// The longest request.
@@ -452,7 +452,7 @@ fn compress(disk: &Disk, bytes: &[u8], offset: u64) -> Result<(), String> {
 
 /// The bytes of a file, over and over.
 fn from_file(session: &Session<'_>, path: &str, len: u64) -> Result<Vec<u8>, Failed> {
-    let found = fs::read(path).map_err(|error| {
+    let found = fs::read(outside::path(path)).map_err(|error| {
         complain!(session.console, "{path}: {}", system::describe(&error));
         Failed
     })?;

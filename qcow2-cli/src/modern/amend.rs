@@ -140,7 +140,10 @@ impl Command {
         if let Some(secret) = self.old()? {
             options = options.old_secret(secret);
         }
-        image.amend(&options).map_err(|error| about(error.into()))?;
+        image.amend(&options).map_err(|error| {
+            about(error.into())
+                .if_ended("IMAGE is sound and reads as before; the same command does it")
+        })?;
         bar.end();
         image.close().map_err(|error| about(error.into()))?;
         let amended = Amended {

@@ -10,7 +10,7 @@ use crate::audit::{Look, Typed};
 
 /// How commands under the program's own name are typed.
 pub(crate) const TYPED: Typed = Typed {
-    explain: "`qcow2 explain`",
+    explain: "qcow2 explain",
     undo: "qcow2 repair --undo",
     level: "--level",
 };
@@ -52,6 +52,15 @@ impl<'a> Answer<'a> {
             self.console.out(format_args!("{}", text()));
         }
         Ok(())
+    }
+
+    /// As [`tell`](Self::tell), for one of many, which nobody may want to hear to the end.
+    pub(crate) fn row<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
+        self.tell(value, String::new)?;
+        match self.console.trouble() {
+            Some(_) => Err(Failure::unread()),
+            None => Ok(()),
+        }
     }
 
     /// As [`tell`](Self::tell), for what only says that something was done: not to the quiet.

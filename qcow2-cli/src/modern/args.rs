@@ -1,5 +1,6 @@
 //! What commands share on their command lines.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +52,16 @@ pub(crate) enum Format {
 }
 
 impl Format {
+    /// What a new file is to be: what was asked for, or else what its name says.
+    pub(crate) fn of_new(wanted: Option<Self>, path: &Path) -> Self {
+        let is_raw = |end: &OsStr| end.eq_ignore_ascii_case("raw");
+        match wanted {
+            Some(format) => format,
+            None if path.extension().is_some_and(is_raw) => Self::Raw,
+            None => Self::Qcow2,
+        }
+    }
+
     /// Its name.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -164,6 +175,11 @@ pub(crate) struct ReadArgs {
     /// Read beside a program that writes; what is read may be changing
     #[arg(short = 'U', long, help_heading = "Opening the image")]
     pub(crate) force_share: bool,
+
+    /// IMAGE is a list of options of nodes, as qemu-img has them: driver=qcow2,file.filename=disk.qcow2. Without this, json:{...}
+    /// is taken for such a description, too
+    #[arg(long, help_heading = "Opening the image")]
+    pub(crate) image_opts: bool,
 }
 
 /// Leave to lose data.

@@ -386,7 +386,7 @@ impl Ranges {
                     start: found.start,
                     length,
                 };
-                answer.tell(&range, String::new)?;
+                answer.row(&range)?;
             } else {
                 rows.push(vec![format!("{:#x}", found.start), format!("{length:#x}")]);
             }

@@ -1,15 +1,17 @@
 //! `qcow2 check`: is an image sound, in a line.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use qcow2_check::{Counts, Options, Verdict, check};
-use qcow2_io::FileOptions;
+use qcow2_io::{File, FileOptions, Storage, StorageErrorKind};
 use serde::Serialize;
 
 use super::answer::{Answer, name};
 use super::args::{OutputArgs, ThreadsArgs};
 use super::failure::Failure;
+use super::open::{self, Want};
 use crate::audit::{Interrupt, Progress, facts, shown};
 
 /// Tell whether an image is sound
@@ -32,6 +34,10 @@ pub(crate) struct Command {
     #[arg(short = 'U', long)]
     force_share: bool,
 
+    /// IMAGE is a list of options of nodes, as qemu-img has them; json:{...} is taken for a description without this, too
+    #[arg(long)]
+    image_opts: bool,
+
     #[command(flatten)]
     threads: ThreadsArgs,
 
@@ -51,20 +57,35 @@ struct Checked {
 }
 
 impl Command {
-    pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+    fn open(&self) -> Result<File, Failure> {
         let file = FileOptions::new()
             .force_share(self.force_share)
-            .open(&self.image)
-            .map_err(|error| {
-                let locked = error.kind() == qcow2_io::StorageErrorKind::Locked;
-                let failure = Failure::opening(&error).about(&self.image);
-                if locked {
-                    failure.hint("`qcow2 audit --online` checks it beside the program that uses it")
-                } else {
-                    failure
-                }
-            })?;
-        if !facts::has_magic(&file) {
+            .open(&self.image);
+        file.map_err(|error| {
+            let locked = error.kind() == StorageErrorKind::Locked;
+            let failure = Failure::opening(&error).about(&self.image);
+            if locked {
+                failure
+                    .hint("`qcow2 audit --online IMAGE` checks it beside the program that uses it")
+            } else {
+                failure
+            }
+        })
+    }
+
+    pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        let want = Want {
+            force_share: self.force_share,
+            image_opts: self.image_opts,
+            ..Want::default()
+        };
+        let file: Arc<dyn Storage> = match open::described(&self.image, &want) {
+            Some(text) => {
+                open::described_file(text, &want).map_err(|failure| failure.about(&self.image))?
+            }
+            None => Arc::new(self.open()?),
+        };
+        if !facts::has_magic(&*file) {
             return Err(Failure::new("the file does not start as a qcow2 image does")
                 .hint("of a raw disk there is nothing to check; `qcow2 repair --level salvage` searches for a lost header")
                 .about(&self.image));
@@ -77,7 +98,7 @@ impl Command {
             monitor: Some(&progress),
             ..Options::default()
         };
-        let report = check(&file, &options);
+        let report = check(&*file, &options);
         progress.finish();
         let verdict = report.verdict();
         let checked = Checked {

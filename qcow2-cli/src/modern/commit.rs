@@ -65,9 +65,11 @@ impl Command {
             .threads(self.threads.count())
             .rate(self.rate.rate)
             .monitor(&bar);
-        let done = image
-            .commit(&options)
-            .map_err(|error| about(error.into()))?;
+        let done = image.commit(&options).map_err(|error| {
+            about(error.into()).if_ended(
+                "IMAGE reads as before, and has all that it had; the same command goes on with it",
+            )
+        })?;
         bar.end();
         image.close().map_err(|error| about(error.into()))?;
         let moved = Moved::new(name(&self.image), "commit", &done);
@@ -94,7 +96,7 @@ impl Command {
         }
         let read = ReadArgs {
             open: self.open.clone(),
-            force_share: false,
+            ..ReadArgs::default()
         };
         let image = open::image(&self.image, &self.open, &Want::read(&read))?;
         layer_of(&image, Path::new(&self.base)).ok_or_else(|| {

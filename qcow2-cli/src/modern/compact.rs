@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::answer::{Answer, name};
 use super::args::{ConsentArgs, OpenArgs, OutputArgs, bytes};
-use super::failure::Failure;
+use super::failure::{Failure, NOTHING_MADE};
 use super::fresh::{self, Fresh};
 use super::open::{self, Want};
 use super::progress::Bar;
@@ -66,6 +66,9 @@ struct Compacted {
 
 impl Command {
     pub(super) fn run(&self, answer: &Answer<'_>) -> Result<u8, Failure> {
+        if let Some(path) = &self.into {
+            self.consent.ask_to_replace(path)?;
+        }
         let bar = Bar::new(self.output, "compacting")?;
         let mode = if self.sequential {
             CompactMode::Sequential
@@ -102,7 +105,9 @@ impl Command {
             .close()
             .map_err(|error| Failure::from(error).about(&self.image))?;
         if !report.complete && self.into.is_some() {
-            return Err(Failure::new("the copy was ended before it was complete").about(path));
+            return Err(Failure::new("the copy was ended before it was complete")
+                .about(path)
+                .hint(NOTHING_MADE));
         }
         fresh::keep(files)?;
         let told = Compacted {
@@ -126,7 +131,7 @@ impl Command {
                 if told.complete {
                     ""
                 } else {
-                    "; it was ended before all was done"
+                    "; it was ended before all was done, and the same command goes on"
                 }
             )
         })?;
@@ -139,7 +144,6 @@ impl Command {
         path: &Path,
         options: &CompactOptions<'_>,
     ) -> Result<(CompactReport, Fresh), Failure> {
-        self.consent.ask_to_replace(path)?;
         let mut open = Image::options();
         for (layer, secret) in self.open.passphrases.read()? {
             open = open.layer_secret(layer, secret);

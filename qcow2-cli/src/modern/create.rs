@@ -23,7 +23,7 @@ use crate::words::size;
   qcow2 create disk.qcow2 20G
   qcow2 create --backing base.qcow2 --backing-format qcow2 overlay.qcow2
   qcow2 create --encrypt luks --new-passphrase-file key secret.qcow2 20G
-  qcow2 create -f raw --preallocation full disk.raw 4G")]
+  qcow2 create --preallocation full disk.raw 4G")]
 pub(crate) struct Command {
     /// The new image
     image: PathBuf,
@@ -32,9 +32,9 @@ pub(crate) struct Command {
     #[arg(value_parser = bytes)]
     size: Option<u64>,
 
-    /// Format of the image
-    #[arg(short, long, value_enum, default_value = "qcow2")]
-    format: Format,
+    /// Format of the image [default: raw if its name ends in .raw, else qcow2]
+    #[arg(short, long, value_enum)]
+    format: Option<Format>,
 
     #[command(flatten)]
     new: NewArgs,
@@ -77,7 +77,8 @@ impl Command {
                 Failure::new("the size is missing").hint("such as `qcow2 create disk.qcow2 20G`")
             );
         };
-        let file_size = if self.format == Format::Raw {
+        let format = Format::of_new(self.format, &self.image);
+        let file_size = if format == Format::Raw {
             self.new.check_raw()?;
             let mode = self
                 .new
@@ -97,7 +98,7 @@ impl Command {
         };
         let created = Created {
             filename: name(&self.image),
-            format: self.format.name(),
+            format: format.name(),
             virtual_size: size.next_multiple_of(512),
             file_size,
             backing_file: backing.as_ref().map(|(file, _)| *file),

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::answer::{Answer, name};
 use super::args::{CompressArgs, ConsentArgs, OutputArgs, RateArgs, ThreadsArgs};
-use super::failure::Failure;
+use super::failure::{Failure, NOTHING_MADE};
 use super::fresh;
 use super::new::NewArgs;
 use super::progress::Bar;
@@ -107,7 +107,7 @@ pub(crate) fn run(
             target.close()?;
             Ok(done)
         })
-        .map_err(|failure| failure.about(&args.target))?;
+        .map_err(|failure| failure.about(&args.target).if_ended(NOTHING_MADE))?;
     fresh::keep(files)?;
     bar.end();
     let moved = Moved::new(name(&args.target), "export", &done);

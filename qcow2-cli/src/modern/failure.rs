@@ -1,22 +1,29 @@
 //! What goes wrong, in words, and what to do next.
 
 use std::error::Error;
+use std::io;
 use std::path::Path;
 
 use qcow2_check::chain::{Refusal, Unresolved};
 use qcow2_image::chain::ChainError;
+use qcow2_image::compare::CompareError;
 use qcow2_image::copy::CopyError;
 use qcow2_image::create::CreateError;
 use qcow2_image::luks::LuksError;
 use qcow2_image::{AmendError, ImageError};
 use qcow2_io::cipher::SecretError;
-use qcow2_io::{StorageError, StorageErrorKind};
+use qcow2_io::{Operation, StorageError, StorageErrorKind};
 use serde::Serialize;
 
 use super::args::OutputArgs;
 use crate::audit::json::to_ascii;
-use crate::audit::{clean, in_words, shown};
+use crate::audit::{NotOpened, clean, in_words, shown};
+use crate::words::system::{self, without_number};
 use crate::{Console, complain};
+
+/// What somebody is told who has ended work on a new file.
+pub(crate) const NOTHING_MADE: &str =
+    "nothing of the new file is left, and a file that it was to replace is as it was";
 
 /// A command that did not do what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +34,15 @@ pub(crate) struct Failure {
     /// What to do next.
     hints: Vec<String>,
     exit_code: u8,
+    /// The file that hints mean by `IMAGE`.
+    #[serde(skip)]
+    image: Option<String>,
+    /// The user wanted no more of it.
+    #[serde(skip)]
+    ended: bool,
+    /// Nobody is there to hear of it.
+    #[serde(skip)]
+    is_silent: bool,
 }
 
 impl Failure {
@@ -36,30 +52,62 @@ impl Failure {
             error: text.into(),
             hints: Vec::new(),
             exit_code: 1,
+            image: None,
+            ended: false,
+            is_silent: false,
         }
     }
 
     /// A failure of code that has told it already.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
-        Self::new(format!("{error:#}"))
+        let mut failure = Self::new(without_number(&format!("{error:#}")));
+        failure.is_silent = error.chain().any(|cause| {
+            let cause = cause.downcast_ref::<io::Error>();
+            cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+        });
+        match error.downcast_ref::<NotOpened>() {
+            Some(cause) => of_kind(failure, cause.kind).about(&cause.path),
+            None => failure,
+        }
+    }
+
+    /// The end of an answer that nobody reads any more.
+    pub(crate) fn unread() -> Self {
+        Self {
+            is_silent: true,
+            exit_code: 0,
+            ..Self::new("")
+        }
     }
 
     /// A file that can't be opened; whoever tells it names the file.
     pub(crate) fn opening(error: &StorageError) -> Self {
-        let mut text = in_words(error);
-        if let Some(rest) = text.strip_prefix("It can't") {
-            text = format!("it can't{rest}");
-        }
-        of_storage(Self::new(text), error)
+        of_storage(Self::new(in_words(error)), error)
     }
 
-    /// What to do next.
+    /// A file that can't be made in a folder.
+    pub(crate) fn making(error: &io::Error, folder: &Path) -> Self {
+        // The folder is named here, and not the name that was tried in it.
+        let text = system::describe(error);
+        let failure = Self::new(format!("no file can be made in {}: {text}", shown(folder)));
+        of_storage(
+            failure,
+            &StorageError::from_io(Operation::Open, error.kind()),
+        )
+    }
+
+    /// What to do next. `IMAGE` in it becomes the name of the file that it is [about](Self::about).
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
         if !self.hints.contains(&hint) {
             self.hints.push(hint);
         }
         self
+    }
+
+    /// How things are, and how to go on, if the user has ended it.
+    pub(crate) fn if_ended(self, hint: impl Into<String>) -> Self {
+        if self.ended { self.hint(hint) } else { self }
     }
 
     /// Another exit code than 1.
@@ -71,6 +119,7 @@ impl Failure {
     /// The file that it is about.
     pub(crate) fn about(mut self, path: &Path) -> Self {
         let name = shown(path);
+        self.image.get_or_insert_with(|| typed(path));
         if !self.error.starts_with(&name) {
             self.error = format!("{name}: {}", self.error);
         }
@@ -78,8 +127,16 @@ impl Failure {
     }
 
     /// Tells it; gives the exit code.
-    pub(crate) fn report(self, output: OutputArgs, console: &Console) -> u8 {
+    pub(crate) fn report(mut self, output: OutputArgs, console: &Console) -> u8 {
         console.flush();
+        if self.is_silent {
+            return self.exit_code;
+        }
+        if let Some(image) = &self.image {
+            for hint in &mut self.hints {
+                *hint = hint.replace("IMAGE", image);
+            }
+        }
         if output.json {
             // What is escaped in text is in JSON, too.
             complain!(console, "{}", to_ascii(&self).unwrap_or_default());
@@ -106,7 +163,7 @@ impl<E: Error + 'static> From<E> for Failure {
             }
             cause = error.source();
         }
-        let mut failure = Self::new(text);
+        let mut failure = Self::new(without_number(&text));
         let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
         while let Some(error) = cause {
             failure = advise(failure, error);
@@ -119,6 +176,9 @@ impl<E: Error + 'static> From<E> for Failure {
 /// Adds what is known to help. Errors that pass another one on don't have it as their cause, so it is looked for here.
 fn advise(failure: Failure, error: &(dyn Error + 'static)) -> Failure {
     if let Some(error) = error.downcast_ref::<ImageError>() {
+        return of_image(failure, error);
+    }
+    if let Some(error) = error.downcast_ref::<Box<ImageError>>() {
         return of_image(failure, error);
     }
     if let Some(error) = error.downcast_ref::<Unresolved>() {
@@ -151,6 +211,14 @@ fn advise(failure: Failure, error: &(dyn Error + 'static)) -> Failure {
     if let Some(CopyError::TooSmall { .. }) = error.downcast_ref::<CopyError>() {
         return failure.hint("`qcow2 resize` makes the target larger");
     }
+    let cancelled = matches!(error.downcast_ref(), Some(CopyError::Cancelled))
+        || matches!(error.downcast_ref(), Some(ChainError::Cancelled))
+        || matches!(error.downcast_ref(), Some(AmendError::Cancelled))
+        || matches!(error.downcast_ref(), Some(CompareError::Cancelled));
+    if cancelled {
+        let ended = true;
+        return Failure { ended, ..failure };
+    }
     if let Some(CreateError::SecretMissing) = error.downcast_ref::<CreateError>() {
         return failure.hint("--new-passphrase-file FILE gives it");
     }
@@ -160,9 +228,12 @@ fn advise(failure: Failure, error: &(dyn Error + 'static)) -> Failure {
     failure
 }
 
-fn of_image(failure: Failure, error: &ImageError) -> Failure {
+fn of_image(mut failure: Failure, error: &ImageError) -> Failure {
+    if let ImageError::Referenced { path, .. } = error {
+        failure.image = Some(typed(path));
+    }
+    let failure = of_kind(failure, error.kind());
     match error {
-        ImageError::Storage(error) => of_storage(failure, error),
         ImageError::MarkedCorrupt | ImageError::Unrecoverable { .. } => failure
             .hint("`qcow2 audit IMAGE` tells what is wrong with it, `qcow2 repair IMAGE` mends it"),
         ImageError::Header(_) => failure.hint(
@@ -227,13 +298,42 @@ fn of_luks(failure: Failure, error: &LuksError) -> Failure {
 }
 
 fn of_storage(failure: Failure, error: &StorageError) -> Failure {
-    match error.kind() {
-        StorageErrorKind::NoSpace => failure.hint("the file system is full"),
+    let is_folder = std::error::Error::source(error)
+        .and_then(|cause| cause.downcast_ref::<io::Error>())
+        .is_some_and(|cause| cause.kind() == io::ErrorKind::IsADirectory)
+        || error.to_string().ends_with("it is a directory");
+    if is_folder {
+        return failure.hint("`qcow2 audit IMAGE` looks at all images in it");
+    }
+    of_kind(failure, error.kind())
+}
+
+fn of_kind(failure: Failure, kind: StorageErrorKind) -> Failure {
+    match kind {
+        StorageErrorKind::NoSpace => failure.hint(
+            "the file system is full, or a quota is: make room, or put the new file elsewhere; `qcow2 measure` tells how much a copy needs",
+        ),
         StorageErrorKind::Locked => {
             failure.hint("another program uses the image; close it there first")
         }
+        StorageErrorKind::PermissionDenied => failure.hint(
+            "you may not do that to it: `ls -ld IMAGE` shows who may; a copy that is yours can be changed",
+        ),
+        StorageErrorKind::ReadOnly => {
+            failure.hint("what can't be written there can be copied elsewhere with `qcow2 convert`")
+        }
         _ => failure,
     }
+}
+
+/// A path as a shell takes it.
+fn typed(path: &Path) -> String {
+    let name = shown(path);
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !name.is_empty() && name.chars().all(plain) {
+        return name;
+    }
+    format!("'{}'", name.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

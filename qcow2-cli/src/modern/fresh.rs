@@ -1,25 +1,39 @@
 //! Files that are made, and take the place of old ones once they are complete.
+//!
+//! Until then a file has no name at all, where the file system can do that: then nothing of it is left, however the program ends. Else
+//! it lies beside its place under a name that begins with `.qcow2-`.
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use qcow2_io::{File, FileOptions};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use tempfile::TempPath;
 
 use super::failure::Failure;
 
-/// A file that is being made. It lies beside the place that it is for until it is [kept](keep); dropped before, it is gone, and
-/// what was in that place is as before.
+/// A file that is being made. Dropped before it is [kept](keep), it is gone, and what was in its place is as before.
 #[derive(Debug)]
 pub(crate) struct Fresh {
     /// Where it goes, links followed.
     path: PathBuf,
-    /// Where it is now. `None` for a device, which is written in place.
-    beside: Option<TempPath>,
+    draft: Draft,
     /// What it replaces. Held, so that no other program uses it meanwhile.
     old: Option<File>,
+}
+
+/// Where a file is before it is in its place.
+#[derive(Debug)]
+enum Draft {
+    /// Nowhere; this leads to it.
+    Nameless(OwnedFd),
+    /// Beside its place.
+    Named(TempPath),
+    /// In its place already: a device.
+    InPlace,
 }
 
 impl Fresh {
@@ -31,50 +45,88 @@ impl Fresh {
     pub(crate) fn begin(path: &Path) -> Result<(Self, File), Failure> {
         match fs::canonicalize(path) {
             Ok(found) => Self::instead(found),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::anew(path.to_owned()),
-            Err(error) => Err(error.into()),
+            // As any new file: the user's mask takes its part.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Self::draft(path.to_owned(), 0o666)
+            }
+            Err(error) => Err(Failure::making(&error, folder(path))),
         }
         .map_err(|failure| failure.about(path))
     }
 
-    fn anew(path: PathBuf) -> Result<(Self, File), Failure> {
-        // As any new file: the user's mask takes its part.
-        let (beside, file) = beside(&path, 0o666)?;
-        let fresh = Self {
-            path,
-            beside: Some(beside),
-            old: None,
-        };
-        Ok((fresh, file))
-    }
-
     fn instead(path: PathBuf) -> Result<(Self, File), Failure> {
-        let old = open(&path)?;
+        let old = FileOptions::new()
+            .write(true)
+            .open(&path)
+            .map_err(|error| Failure::opening(&error))?;
         let known = fs::metadata(&path)?;
         if !known.is_file() {
             let fresh = Self {
                 path,
-                beside: None,
+                draft: Draft::InPlace,
                 old: None,
             };
             return Ok((fresh, old));
         }
-        let (beside, file) = beside(&path, 0o600)?;
+        let (mut fresh, file) = Self::draft(path, 0o600)?;
         // Who may not give files away keeps this one. The mode comes last: a change of owner takes some of it.
-        let _ = chown(&beside, Some(known.uid()), Some(known.gid()));
-        fs::set_permissions(&beside, Permissions::from_mode(known.mode() & 0o7777))?;
+        let mode = Permissions::from_mode(known.mode() & 0o7777);
+        match &fresh.draft {
+            Draft::Nameless(fd) => {
+                let _ = fchown(fd, Some(known.uid()), Some(known.gid()));
+                fs::File::from(fd.try_clone()?).set_permissions(mode)?;
+            }
+            Draft::Named(path) => {
+                let _ = std::os::unix::fs::chown(path, Some(known.uid()), Some(known.gid()));
+                fs::set_permissions(path, mode)?;
+            }
+            Draft::InPlace => {}
+        }
+        fresh.old = Some(old);
+        Ok((fresh, file))
+    }
+
+    /// An empty file for a place.
+    fn draft(path: PathBuf, mode: u32) -> Result<(Self, File), Failure> {
+        let failed = |error: io::Error| Failure::making(&error, folder(&path));
+        let (draft, file) = match nameless(folder(&path), mode) {
+            Some(file) => (Draft::Nameless(file.try_clone()?.into()), file),
+            None => {
+                let named = tempfile::Builder::new()
+                    .prefix(PREFIX)
+                    .permissions(Permissions::from_mode(mode))
+                    .tempfile_in(folder(&path))
+                    .map_err(failed)?;
+                let (file, path) = named.into_parts();
+                (Draft::Named(path), file)
+            }
+        };
+        let file = File::from_std(file)?;
         let fresh = Self {
             path,
-            beside: Some(beside),
-            old: Some(old),
+            draft,
+            old: None,
         };
         Ok((fresh, file))
     }
 
     /// Puts the file, which is complete and durable, in its place.
     fn put(self) -> Result<(), Failure> {
-        let Some(beside) = self.beside else {
-            return Ok(());
+        let beside = match self.draft {
+            Draft::InPlace => return Ok(()),
+            Draft::Named(beside) => beside,
+            Draft::Nameless(fd) if self.old.is_none() => {
+                give_name(&fd, &self.path)
+                    .map_err(|error| Failure::from(error).about(&self.path))?;
+                sync(&self.path);
+                return Ok(());
+            }
+            // Only a file with a name takes the place of another at once.
+            Draft::Nameless(fd) => tempfile::Builder::new()
+                .prefix(PREFIX)
+                .make_in(folder(&self.path), |beside| give_name(&fd, beside))
+                .map_err(|error| Failure::making(&error, folder(&self.path)))?
+                .into_temp_path(),
         };
         let put = match &self.old {
             Some(_) => beside.persist(&self.path),
@@ -82,8 +134,7 @@ impl Fresh {
             None => beside.persist_noclobber(&self.path),
         };
         put.map_err(|error| Failure::from(error.error).about(&self.path))?;
-        // A folder that can't be synced has the file all the same.
-        let _ = fs::File::open(folder(&self.path)).and_then(|folder| folder.sync_all());
+        sync(&self.path);
         Ok(())
     }
 }
@@ -97,10 +148,8 @@ pub(crate) fn keep(files: Vec<Fresh>) -> Result<(), Failure> {
     files.into_iter().try_for_each(Fresh::put)
 }
 
-fn open(path: &Path) -> Result<File, Failure> {
-    let file = FileOptions::new().write(true).open(path);
-    file.map_err(|error| Failure::opening(&error))
-}
+/// How names of files begin that are not complete.
+const PREFIX: &str = ".qcow2-";
 
 fn folder(path: &Path) -> &Path {
     path.parent()
@@ -108,13 +157,26 @@ fn folder(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// An empty file in the same folder.
-fn beside(path: &Path, mode: u32) -> Result<(TempPath, File), Failure> {
-    let beside = tempfile::Builder::new()
-        .prefix(".qcow2-")
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(folder(path))?
-        .into_temp_path();
-    let file = open(&beside)?;
-    Ok((beside, file))
+/// A folder that can't be synced has the file all the same.
+fn sync(path: &Path) {
+    let _ = fs::File::open(folder(path)).and_then(|folder| folder.sync_all());
+}
+
+/// A file without a name; `None` where there can't be one, or it could not be given a name later.
+fn nameless(folder: &Path, mode: u32) -> Option<fs::File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)).ok()?;
+    fs::symlink_metadata(descriptor(&fd)).ok()?;
+    Some(fd.into())
+}
+
+/// Where the system shows a descriptor.
+fn descriptor(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Fails if there is a file of that name.
+fn give_name(fd: &OwnedFd, path: &Path) -> io::Result<()> {
+    let flags = AtFlags::SYMLINK_FOLLOW;
+    Ok(rustix::fs::linkat(CWD, descriptor(fd), CWD, path, flags)?)
 }

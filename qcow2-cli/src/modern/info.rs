@@ -110,7 +110,8 @@ impl Command {
                 _ => layer.path(),
             };
             let depth = self.chain.then_some(depth);
-            let info = Info::of(layer.image(), layer.storage(), path, depth)?;
+            let info = Info::of(layer.image(), layer.storage(), path, depth)
+                .map_err(|failure| failure.about(path.unwrap_or(&self.image)))?;
             answer.tell(&info, || {
                 let gap = if depth.unwrap_or(0) > 0 { "\n" } else { "" };
                 format!("{gap}{}", info.text(path, answer))

@@ -124,7 +124,7 @@ impl Command {
                 stored = stored.saturating_add(row.length);
             }
             if answer.is_json() {
-                answer.tell(&row, String::new)?;
+                answer.row(&row)?;
             } else {
                 rows.push(row.cells());
             }

@@ -32,6 +32,7 @@ mod resize;
 mod snapshot;
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -141,7 +142,16 @@ pub fn main(args: &[OsString], console: &Console) -> ExitCode {
             let output = command.output();
             let answer = Answer::new(console, output);
             let code = command.run(&answer);
-            ExitCode::from(code.unwrap_or_else(|failure| failure.report(output, console)))
+            let code = code.unwrap_or_else(|failure| failure.report(output, console));
+            console.flush();
+            match console.trouble() {
+                // An answer that is lost was not given.
+                Some(why) if why != ErrorKind::BrokenPipe && code == 0 => {
+                    let failure = Failure::new(format!("standard output takes no more: {why}"));
+                    ExitCode::from(failure.report(output, console))
+                }
+                _ => ExitCode::from(code),
+            }
         }
     }
 }

@@ -10,7 +10,9 @@ use qcow2_io::{File, FileOptions, Null, Storage, StorageError, StorageErrorKind}
 
 use super::args::{Format, OpenArgs, ReadArgs};
 use super::failure::Failure;
+use crate::Objects;
 use crate::audit::facts;
+use crate::node::{self, Access, Node, NodeOptions, OpenError, Opener};
 
 /// What is wanted of a disk.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Want {
     pub(crate) snapshot: Option<SnapshotKey>,
     /// A layer below that is written to.
     pub(crate) writable_layer: Option<usize>,
+    /// The name is a list of options of nodes.
+    pub(crate) image_opts: bool,
 }
 
 impl Want {
@@ -34,6 +38,7 @@ impl Want {
     pub(crate) fn read(args: &ReadArgs) -> Self {
         Self {
             force_share: args.force_share,
+            image_opts: args.image_opts,
             ..Self::default()
         }
     }
@@ -67,12 +72,18 @@ pub(crate) struct Disk {
 enum Content {
     Image(Arc<Image>),
     Raw(Arc<File>),
+    /// What a description stands for.
+    Node(Node),
 }
 
 impl Disk {
-    /// Opens a disk of either format.
+    /// Opens a disk of either format, or one that is described by its nodes.
     pub(crate) fn open(path: &Path, args: &OpenArgs, want: &Want) -> Result<Self, Failure> {
-        open(path, args, want).map_err(|failure| failure.about(path))
+        match described(path, want) {
+            Some(text) => open_nodes(path, text, args, want),
+            None => open(path, args, want),
+        }
+        .map_err(|failure| failure.about(path))
     }
 
     /// The image, if it is one.
@@ -80,6 +91,7 @@ impl Disk {
         match &self.content {
             Content::Image(image) => Some(image),
             Content::Raw(_) => None,
+            Content::Node(node) => node.image(),
         }
     }
 
@@ -88,6 +100,7 @@ impl Disk {
         match &self.content {
             Content::Image(image) => Arc::clone(image) as Arc<dyn Storage>,
             Content::Raw(file) => Arc::clone(file) as Arc<dyn Storage>,
+            Content::Node(node) => node.storage(),
         }
     }
 
@@ -98,6 +111,7 @@ impl Disk {
                 Arc::try_unwrap(image).map_err(|image| image as Arc<dyn Storage>)
             }
             Content::Raw(file) => Err(file),
+            Content::Node(node) => Err(node.storage()),
         }
     }
 
@@ -106,6 +120,12 @@ impl Disk {
         match &self.content {
             Content::Image(image) => image.chain(),
             Content::Raw(file) => Chain::file(file),
+            Content::Node(node) => match &node.content {
+                node::Content::Image(image) => image.chain(),
+                node::Content::Filtered(_, storage) | node::Content::Plain(storage) => {
+                    Chain::raw(&**storage)
+                }
+            },
         }
     }
 
@@ -118,6 +138,8 @@ impl Disk {
     pub(crate) fn close(self) -> Result<(), Failure> {
         let done = match self.content {
             Content::Raw(file) => file.flush().map_err(ImageError::from),
+            // It was only read.
+            Content::Node(_) => Ok(()),
             Content::Image(image) => match Arc::try_unwrap(image) {
                 Ok(image) => image.close(),
                 Err(image) => image.flush().map_err(ImageError::from),
@@ -134,11 +156,96 @@ pub(crate) fn image(path: &Path, args: &OpenArgs, want: &Want) -> Result<Image, 
         Content::Image(image) => {
             Arc::try_unwrap(image).map_err(|_| Failure::new("the image is in use"))
         }
-        Content::Raw(_) => Err(Failure::new(
-            "the file is a raw disk, and only qcow2 images have what this command is about",
-        )
-        .hint("`qcow2 convert FILE NEW.qcow2` makes an image of it")
-        .about(path)),
+        Content::Node(node) => match node.into_image() {
+            Some((image, _)) => Ok(image),
+            None => Err(raw(path)),
+        },
+        Content::Raw(_) => Err(raw(path)),
+    }
+}
+
+fn raw(path: &Path) -> Failure {
+    Failure::new("the file is a raw disk, and only qcow2 images have what this command is about")
+        .hint("`qcow2 convert IMAGE NEW.qcow2` makes an image of it")
+        .about(path)
+}
+
+/// What a name says that is no plain file name: options of nodes, or a `json:` description.
+pub(crate) fn described<'a>(path: &'a Path, want: &Want) -> Option<&'a str> {
+    let text = path.to_str()?;
+    (want.image_opts || text.starts_with("json:")).then_some(text)
+}
+
+fn open_nodes(path: &Path, text: &str, args: &OpenArgs, want: &Want) -> Result<Disk, Failure> {
+    if want.write {
+        return Err(
+            Failure::new("what is described like this is only read here")
+                .hint("`qcow2 img` and `qcow2 io` write to nodes, as qemu-img and qemu-io do"),
+        );
+    }
+    let access = Access {
+        force_share: want.force_share,
+        no_backing: want.no_backing || want.facts_only,
+        locked: want.facts_only,
+        snapshot: want.snapshot.clone(),
+        references: Some(args.policy()?),
+        secrets: args.passphrases.read()?,
+        ..Access::read()
+    };
+    let objects = Objects::default();
+    let opener = Opener { objects: &objects };
+    let failed = |error: OpenError| {
+        let failure = Failure::new(error.text);
+        error.hints.into_iter().fold(failure, Failure::hint)
+    };
+    let node = if want.image_opts {
+        if args.format.is_some() {
+            return Err(
+                Failure::new("the options of nodes name the format themselves")
+                    .hint("driver=qcow2 or driver=raw instead of --format"),
+            );
+        }
+        opener.options(NodeOptions::from_list(text), &access)
+    } else {
+        opener.name(text, args.format.map(Format::name), &access)
+    }
+    .map_err(failed)?;
+    if node.image().is_none() && want.snapshot.is_some() {
+        return Err(Failure::new("a raw disk has no snapshots"));
+    }
+    Ok(Disk {
+        path: path.to_owned(),
+        content: Content::Node(node),
+    })
+}
+
+/// The file that a description's image lies in, and not the image.
+pub(crate) fn described_file(text: &str, want: &Want) -> Result<Arc<dyn Storage>, Failure> {
+    let objects = Objects::default();
+    let opener = Opener { objects: &objects };
+    let access = Access {
+        force_share: want.force_share,
+        ..Access::read()
+    };
+    let file = || {
+        let mut options = if want.image_opts {
+            NodeOptions::from_list(text)
+        } else {
+            opener.describe(text, None)?
+        };
+        if let Some(name) = options.take("filename") {
+            options.set_default("file.filename", &name);
+        }
+        let (mut file, _) = options.take_child("file");
+        file.set_default("driver", "file");
+        opener.options(file, &access)
+    };
+    match file() {
+        Ok(node) => Ok(node.storage()),
+        Err(error) => Err(error
+            .hints
+            .into_iter()
+            .fold(Failure::new(error.text), Failure::hint)),
     }
 }
 

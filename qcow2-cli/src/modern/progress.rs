@@ -1,6 +1,8 @@
 //! How far long work is, and its end when the user asks for it.
 
 use std::io::{self, IsTerminal as _};
+use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qcow2_image::Monitor;
@@ -9,6 +11,8 @@ use super::args::OutputArgs;
 use super::failure::Failure;
 use crate::audit::Interrupt;
 
+/// What is done sooner needs no bar.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How often the bar is drawn, at most.
 const DRAWS_PER_SECOND: u8 = 10;
 
@@ -16,6 +20,9 @@ const DRAWS_PER_SECOND: u8 = 10;
 #[derive(Debug)]
 pub(crate) struct Bar {
     bar: ProgressBar,
+    /// When it began, if it may be seen.
+    started: Option<Instant>,
+    shown: Once,
     interrupt: Interrupt,
 }
 
@@ -23,14 +30,8 @@ impl Bar {
     /// A bar with a word in front of it.
     pub(crate) fn new(output: OutputArgs, what: &'static str) -> Result<Self, Failure> {
         let interrupt = Interrupt::listen().map_err(|error| Failure::of(&error))?;
-        let bar = ProgressBar::with_draw_target(
-            Some(0),
-            if output.progress() && io::stderr().is_terminal() {
-                ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND)
-            } else {
-                ProgressDrawTarget::hidden()
-            },
-        );
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        let visible = output.progress() && io::stderr().is_terminal();
         let style = ProgressStyle::with_template(
             "{prefix:>10} [{bar:24}] {bytes} of {total_bytes}, {eta} left",
         );
@@ -38,7 +39,12 @@ impl Bar {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(what);
-        Ok(Self { bar, interrupt })
+        Ok(Self {
+            bar,
+            started: visible.then(Instant::now),
+            shown: Once::new(),
+            interrupt,
+        })
     }
 
     /// Wipes the bar away.
@@ -55,10 +61,19 @@ impl Drop for Bar {
 
 impl Monitor for Bar {
     fn progress(&self, done: u64, total: u64) {
-        if self.bar.is_hidden() {
+        let Some(started) = self.started else {
+            return;
+        };
+        if started.elapsed() < PATIENCE {
             return;
         }
-        self.bar.set_length(total);
+        self.shown.call_once(|| {
+            self.bar
+                .set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND));
+        });
+        if self.bar.length() != Some(total) {
+            self.bar.set_length(total);
+        }
         // Threads tell it in any order.
         self.bar.set_position(self.bar.position().max(done));
     }

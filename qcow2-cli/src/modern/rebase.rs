@@ -72,7 +72,11 @@ impl Command {
                 image.close()?;
                 Ok(moved)
             })
-            .map_err(|failure| failure.about(&self.image))?;
+            .map_err(|failure| {
+                failure
+                    .about(&self.image)
+                    .if_ended("IMAGE has the backing file that it had, and reads as before; the same command does it")
+            })?;
         answer.give(&moved, || {
             let over = match self.backing.named() {
                 Some((backing, _)) => format!("is over {} now", clean(backing)),

@@ -237,6 +237,19 @@ impl Create {
             return Err(about(Failure::new("a snapshot needs a name")));
         }
         let image = open::image(&self.image, &self.open, &Want::write())?;
+        let name_taken = |one: &SnapshotInfo| one.name == self.name.as_bytes();
+        if let Some(one) = image.snapshots()?.iter().find(|one| name_taken(one)) {
+            let id = clean(&lossy(&one.id));
+            return Err(about(
+                Failure::new(format!(
+                    "snapshot {id} has the name {} already",
+                    clean(&self.name)
+                ))
+                .hint(
+                    "take another name, or delete that one first: `qcow2 snapshot delete IMAGE ID`",
+                ),
+            ));
+        }
         let id = image
             .create_snapshot(&SnapshotOptions::new(self.name.as_str()))
             .map_err(|error| about(error.into()))?;
@@ -359,7 +372,7 @@ impl Diff {
                     length: found.len,
                     zero: found.is_zero,
                 };
-                answer.tell(&stretch, String::new)?;
+                answer.row(&stretch)?;
             } else {
                 let zero = if found.is_zero { "zeros now" } else { "" };
                 rows.push(vec![

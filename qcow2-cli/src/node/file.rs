@@ -7,11 +7,12 @@ use std::sync::Arc;
 use qcow2_io::{FileOptions, LockMode, Memory, Storage};
 
 use super::{Access, Content, Node, NodeOptions, OpenError};
+use crate::words::outside;
 
 /// Refuses what is not of the kind that the driver is for.
 fn check_kind(driver: &str, name: &str, write: bool) -> Result<(), OpenError> {
     // What is not there is refused when it is opened.
-    let Ok(kind) = fs::metadata(name).map(|found| found.file_type()) else {
+    let Ok(kind) = fs::metadata(outside::path(name)).map(|found| found.file_type()) else {
         return Ok(());
     };
     if kind.is_dir() && write {
@@ -50,7 +51,8 @@ pub(super) fn open(
         .take("filename")
         .ok_or_else(|| OpenError::new("A block device must be specified for \"file\""))?;
     check_kind(driver, &name, access.write)?;
-    if fs::metadata(&name).is_ok_and(|found| found.file_type().is_char_device()) {
+    let path = outside::path(&name);
+    if fs::metadata(&path).is_ok_and(|found| found.file_type().is_char_device()) {
         return Ok(empty_device(driver, name, described, access));
     }
     let mut file = FileOptions::new().write(access.write).direct(access.direct);
@@ -60,15 +62,25 @@ pub(super) fn open(
     if access.force_share && !access.write {
         file = file.force_share(true);
     }
-    // What the kernel does on its own is the kernel's business.
-    options.take("aio");
+    let native = match options.take("aio").as_deref() {
+        None => access.native,
+        Some("native") => true,
+        Some("threads" | "io_uring") => false,
+        Some(other) => return Err(OpenError::new(format!("invalid parameter value: {other}"))),
+    };
+    // Which of them is used makes no difference here, but who asks for it is told what it would need.
+    if native && !access.direct {
+        return Err(OpenError::new(
+            "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+        ));
+    }
     if let Some(key) = options.first_key() {
         return Err(OpenError::new(format!(
             "Block protocol 'file' doesn't support the option '{key}'"
         )));
     }
     let storage = file
-        .open(&name)
+        .open(&path)
         .map_err(|error| OpenError::of_file(&name, &error))?;
     Ok(Node {
         driver,

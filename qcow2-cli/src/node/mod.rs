@@ -6,6 +6,7 @@
 
 mod blkdebug;
 mod compress;
+mod concat;
 mod cor;
 mod corruption;
 mod error;
@@ -22,10 +23,12 @@ mod raw;
 use std::sync::Arc;
 
 use qcow2_image::chain::Chain;
-use qcow2_image::{Image, ImageError, SnapshotKey};
+use qcow2_image::{Image, ImageError, References, SnapshotKey};
+use qcow2_io::cipher::Secret;
 use qcow2_io::{Operation, Storage, StorageError};
 
 pub use blkdebug::Blkdebug;
+pub(crate) use concat::Concat;
 pub use error::OpenError;
 pub(crate) use name::resolve;
 pub use open::{Opener, open};
@@ -45,6 +48,8 @@ pub struct Access {
     pub force_share: bool,
     /// Past the page cache.
     pub direct: bool,
+    /// With the system's own asynchronous requests, which go past the page cache only.
+    pub native: bool,
     /// Without the backing chain: what an image does not have itself reads as zeros.
     pub no_backing: bool,
     /// Discards, and zero writes that may unmap, give space back.
@@ -59,6 +64,10 @@ pub struct Access {
     pub snapshot: Option<SnapshotKey>,
     /// The backing chain, too, is opened for writing, down to this depth; 0: none of it.
     pub writable_layers: usize,
+    /// Which files are opened that only images name; `None`: whatever they name, protocols among them.
+    pub references: Option<References>,
+    /// What opens encrypted layers that nothing else is said of, the top one being 0.
+    pub secrets: Vec<(usize, Arc<Secret>)>,
 }
 
 impl Access {

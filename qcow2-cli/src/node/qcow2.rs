@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use qcow2_check::chain::{Resolved, Resolver, Unresolved};
 use qcow2_format::Header;
 use qcow2_format::header::CryptMethod;
 use qcow2_image::{
     CacheOptions, Image, ImageError, ImageOptions, OverlapChecks, PassDiscard, Template,
 };
+use qcow2_io::cipher::Secret;
 
 use super::open::Opener;
 use super::{Access, Content, Node, NodeOptions, OpenError, corruption, name};
 use crate::mend;
+use crate::words::outside;
 
 pub(super) fn open(
     opener: Opener<'_>,
@@ -29,7 +32,7 @@ pub(super) fn open(
         .discard(access.unmap)
         .locked(access.locked)
         .watcher(corruption::watcher(access.write));
-    if let Some(secret) = secret(opener, &mut options, &header, access)? {
+    if let Some(secret) = secret(opener, &mut options, &header, access, layer)? {
         image = image.secret(secret);
     }
     if let Some(key) = options.first_key() {
@@ -43,7 +46,7 @@ pub(super) fn open(
     }
     let mut children = Vec::new();
     if header.incompatible.external_data() {
-        let data = open_data_file(opener, data, &header, access, layer)?;
+        let data = open_data_file(opener, data, &header, &file, access, layer)?;
         image = image.data_file(data.storage());
         children.push(("data-file", data));
     }
@@ -215,7 +218,8 @@ fn secret(
     options: &mut NodeOptions,
     header: &Header,
     access: &Access,
-) -> Result<Option<Arc<qcow2_io::cipher::Secret>>, OpenError> {
+    layer: usize,
+) -> Result<Option<Arc<Secret>>, OpenError> {
     let format = options.take("encrypt.format");
     let id = options.take("encrypt.key-secret");
     let expected = match header.crypt_method {
@@ -242,24 +246,65 @@ fn secret(
     if access.locked {
         return Ok(None);
     }
-    let id =
-        id.ok_or_else(|| OpenError::new("Parameter 'encrypt.key-secret' is required for cipher"))?;
-    Ok(Some(opener.objects.secret(&id)?))
+    if let Some(id) = id {
+        return Ok(Some(opener.objects.secret(&id)?));
+    }
+    let mut known = access.secrets.iter();
+    let known = known.find(|(depth, _)| depth + 1 == layer);
+    let secret = known.map(|(_, secret)| Arc::clone(secret));
+    secret
+        .map(Some)
+        .ok_or_else(|| OpenError::new("Parameter 'encrypt.key-secret' is required for cipher"))
+}
+
+/// Refuses a file that only an image names, where that is not allowed.
+fn check_named(
+    what: &str,
+    access: &Access,
+    image: &Node,
+    find: impl FnOnce(&Resolver) -> Result<Resolved, Unresolved>,
+) -> Result<(), OpenError> {
+    let Some(policy) = &access.references else {
+        return Ok(());
+    };
+    let resolver = Resolver::new(policy.clone(), &outside::path(image.path()));
+    find(&resolver).map(drop).map_err(|error| {
+        let mut refused = OpenError::new(format!("the {what} {error}"));
+        refused.hints.push(
+            "if you trust the image, --references allow:PATH or --references all lets it be opened"
+                .to_owned(),
+        );
+        refused
+    })
 }
 
 fn open_data_file(
     opener: Opener<'_>,
     mut data: NodeOptions,
     header: &Header,
+    file: &Node,
     access: &Access,
     layer: usize,
 ) -> Result<Node, OpenError> {
     if data.is_empty() {
-        let named = header.data_file_name().map(String::from_utf8_lossy);
+        let named = header.data_file_name();
         let named =
             named.ok_or_else(|| OpenError::new("'data-file' is required for this image"))?;
+        if access.locked && access.references.is_some() {
+            // Only what the image itself says is of interest.
+            data.set("driver", "null-co");
+            return opener.node(data, access, layer);
+        }
+        check_named("data file", access, file, |resolver| {
+            resolver.data_file(&outside::path(file.path()), named)
+        })?;
+        let named = outside::text(named);
         // Unlike that of a backing file it is taken from where the program runs, as the reference program does.
-        data.set("filename", named);
+        let filename = match access.references {
+            None => named,
+            Some(_) => name::resolve(&file.filename, &named),
+        };
+        data.set("filename", filename);
     }
     data.set_default("driver", "file");
     opener.node(data, access, layer)
@@ -275,7 +320,10 @@ fn open_backing(
 ) -> Result<Option<Node>, OpenError> {
     let mut described = match &header.backing_name {
         Some(named) if !options.contains("file.filename") => {
-            let named = String::from_utf8_lossy(named);
+            check_named("backing file", access, file, |resolver| {
+                resolver.backing_file(&outside::path(file.path()), named)
+            })?;
+            let named = outside::text(named);
             name::parse(&name::resolve(&file.filename, &named))?
         }
         None if options.is_empty() => return Ok(None),

@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use super::outside;
+
 /// A value of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -170,7 +172,7 @@ impl Value {
 /// A JSON string; what is not ASCII is escaped.
 fn quote(value: &str, text: &mut String) {
     text.push('"');
-    for c in value.chars() {
+    for c in outside::lossy(value).chars() {
         match c {
             '"' => text.push_str("\\\""),
             '\\' => text.push_str("\\\\"),

@@ -15,6 +15,26 @@ pub struct Long {
     pub code: char,
 }
 
+impl Long {
+    /// One that comes alone.
+    pub const fn flag(name: &'static str, code: char) -> Self {
+        Self {
+            name,
+            takes_value: false,
+            code,
+        }
+    }
+
+    /// One with a value.
+    pub const fn value(name: &'static str, code: char) -> Self {
+        Self {
+            name,
+            takes_value: true,
+            code,
+        }
+    }
+}
+
 /// The options of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
@@ -181,26 +201,10 @@ mod tests {
     const SPEC: Spec = Spec {
         short: "hf:q",
         long: &[
-            Long {
-                name: "help",
-                takes_value: false,
-                code: 'h',
-            },
-            Long {
-                name: "format",
-                takes_value: true,
-                code: 'f',
-            },
-            Long {
-                name: "output",
-                takes_value: true,
-                code: '\u{1}',
-            },
-            Long {
-                name: "object",
-                takes_value: true,
-                code: '\u{2}',
-            },
+            Long::flag("help", 'h'),
+            Long::value("format", 'f'),
+            Long::value("output", '\u{1}'),
+            Long::value("object", '\u{2}'),
         ],
     };
 

@@ -4,5 +4,6 @@ pub mod dict;
 pub mod getopt;
 pub mod json;
 pub mod keyval;
+pub mod outside;
 pub mod size;
 pub mod system;

@@ -1,91 +1,6 @@
-//! Numbers of bytes: `64k`, `1.5G`, `0x10000`, and back.
+//! Numbers of bytes for people. What they type, the library reads.
 
-use thiserror::Error;
-
-/// Why a text is no number of bytes.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum SizeError {
-    /// It is no number, or has something behind it.
-    #[error("not a number of bytes")]
-    Invalid,
-    /// It is more than can be counted.
-    #[error("too large")]
-    Range,
-}
-
-/// The binary exponent of a suffix.
-fn suffix_shift(suffix: &str) -> Option<u32> {
-    Some(match suffix {
-        "" | "b" | "B" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        "t" | "T" => 40,
-        "p" | "P" => 50,
-        "e" | "E" => 60,
-        _ => return None,
-    })
-}
-
-/// A number of bytes: decimal, with a fraction where a suffix says of what, or hexadecimal. Suffixes are `b`, `k`, `M`, `G`, `T`,
-/// `P` and `E` in either case, powers of 1024.
-///
-/// # Errors
-///
-/// [`SizeError::Invalid`] for what is no number, [`SizeError::Range`] for 2^64 and more.
-pub fn parse(text: &str) -> Result<u64, SizeError> {
-    let text = text.trim_start();
-    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        let end = hex
-            .find(|c: char| !c.is_ascii_hexdigit())
-            .unwrap_or(hex.len());
-        let (digits, suffix) = hex.split_at(end);
-        if digits.is_empty() {
-            return Err(SizeError::Invalid);
-        }
-        // `b` and `e` are digits here.
-        let shift = suffix_shift(suffix).ok_or(SizeError::Invalid)?;
-        let value = u64::from_str_radix(digits, 16).map_err(|_| SizeError::Range)?;
-        return shifted(value, shift);
-    }
-    let number_end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, suffix) = text.split_at(number_end);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-        return Err(SizeError::Invalid);
-    }
-    let shift = suffix_shift(suffix).ok_or(SizeError::Invalid)?;
-    let fraction = fraction.trim_end_matches('0');
-    if shift == 0 && !fraction.is_empty() {
-        return Err(SizeError::Invalid);
-    }
-    let whole = match whole {
-        "" => 0,
-        digits => digits.parse().map_err(|_| SizeError::Range)?,
-    };
-    let part = fraction_of(fraction, shift);
-    shifted(whole, shift)?
-        .checked_add(part)
-        .ok_or(SizeError::Range)
-}
-
-fn shifted(value: u64, shift: u32) -> Result<u64, SizeError> {
-    value.checked_mul(1_u64 << shift).ok_or(SizeError::Range)
-}
-
-/// `0.DIGITS` of `2^shift`, rounded down.
-fn fraction_of(digits: &str, shift: u32) -> u64 {
-    // 18 digits are more than a fraction of 2^60 can tell apart by whole bytes.
-    let mut numerator = 0_u128;
-    let mut denominator = 1_u128;
-    for digit in digits.bytes().take(18) {
-        numerator = numerator * 10 + u128::from(digit - b'0');
-        denominator *= 10;
-    }
-    u64::try_from((numerator << shift) / denominator).unwrap_or(u64::MAX)
-}
+pub use qcow2_image::create::{SizeError, parse_size as parse};
 
 /// A size with the unit that suits it, three digits precise: `64 KiB`, `1.5 GiB`, `512 B`. From 1000 of a unit on, the next one is
 /// used: `0.999 MiB`.
@@ -127,22 +42,6 @@ fn three_digits(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn suffixes_and_fractions() {
-        assert_eq!(parse("1024"), Ok(1024));
-        assert_eq!(parse("1024b"), Ok(1024));
-        assert_eq!(parse("1024.0b"), Ok(1024));
-        assert_eq!(parse("1.5G"), Ok(3 << 29));
-        assert_eq!(parse("0.5K"), Ok(512));
-        assert_eq!(parse("0x10000"), Ok(65536));
-        assert_eq!(parse("7E"), Ok(7 << 60));
-        assert_eq!(parse("16E"), Err(SizeError::Range));
-        assert_eq!(parse("1.5"), Err(SizeError::Invalid));
-        for bad in ["", "-1", "1kb", "1k2", "k", "1..5k", "foo", "1 k"] {
-            assert_eq!(parse(bad), Err(SizeError::Invalid), "{bad:?}");
-        }
-    }
 
     #[test]
     fn sizes_for_people() {

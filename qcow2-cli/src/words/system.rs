@@ -46,11 +46,16 @@ pub fn of_kind(kind: StorageErrorKind) -> Errno {
 
 /// What the system calls it: `No space left on device`.
 pub fn text(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    match text.rfind(" (os error") {
-        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
-        None => text,
-    }
+    without_number(&io::Error::from(errno).to_string())
+}
+
+/// A text without the number of the system's error, which says nothing that the words before it don't.
+pub fn without_number(text: &str) -> String {
+    let Some((words, number)) = text.split_once(" (os error ") else {
+        return text.to_owned();
+    };
+    let rest = number.split_once(')').map_or("", |(_, rest)| rest);
+    format!("{words}{rest}")
 }
 
 /// What the system calls what failed.

@@ -20,12 +20,14 @@ mod layout;
 mod options;
 pub(crate) mod parse;
 mod plan;
+mod size;
 mod target;
 mod write;
 
 pub use error::{CreateError, CreateErrorKind};
 pub(crate) use footprint::Footprint;
 pub use options::{CreateOptions, Preallocation};
+pub use size::{SizeError, parse_size};
 pub use write::write_image;
 
 #[cfg(test)]

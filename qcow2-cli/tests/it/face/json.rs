@@ -143,6 +143,95 @@ fn every_answer_has_the_keys_that_the_page_tells_of() {
     check("man", &["man", "pages"]);
 }
 
+/// Clears the refcounts of the first clusters, and lets an entry of the L1 table lead nowhere.
+fn damage(bench: &Bench, name: &str) {
+    let mut bytes = fs::read(bench.path(name)).unwrap();
+    let at = |bytes: &[u8], from: usize| {
+        let number = u64::from_be_bytes(bytes[from..from + 8].try_into().unwrap());
+        usize::try_from(number & !(1 << 63)).unwrap()
+    };
+    let table = at(&bytes, 48);
+    let block = at(&bytes, table);
+    bytes[block..block + 8].fill(0);
+    fs::write(bench.path(name), bytes).unwrap();
+}
+
+#[test]
+fn reports_of_audits_have_the_keys_that_the_page_tells_of() {
+    let bench = Bench::with_disk();
+    bench.ok(&["create", "-b", "disk.qcow2", "-F", "qcow2", "top.qcow2"]);
+    bench.ok(&["snapshot", "create", "disk.qcow2", "one"]);
+    bench.ok(&["convert", "-c", "disk.qcow2", "packed.qcow2"]);
+    damage(&bench, "packed.qcow2");
+    fs::write(bench.path("junk"), [1; 65536]).unwrap();
+    let check = |section: &str, words: &[&str]| agree(section, &bench.objects(words));
+    check("audit", &["audit", "disk.qcow2"]);
+    check("audit", &["audit", "--online", "disk.qcow2"]);
+    check("audit", &["audit", "--deep", "packed.qcow2"]);
+    check("audit", &["audit", "--chain", "top.qcow2"]);
+    check("audit", &["audit", "junk", "gone"]);
+    check("audit --owner", &["audit", "--owner", "0", "disk.qcow2"]);
+    let found = bench.object(&["audit", "packed.qcow2"]);
+    assert_eq!(found["verdict"], "corrupt");
+    assert_eq!(found["exit-code"], 2);
+    assert!(found["findings"][0]["place"]["structure"].is_string());
+    assert_eq!(bench.objects(&["audit", "--chain", "top.qcow2"]).len(), 2);
+}
+
+#[test]
+fn repairs_tell_of_all_that_they_do_in_json() {
+    let bench = Bench::with_disk();
+    damage(&bench, "disk.qcow2");
+    let planned = bench.object(&["repair", "--plan", "disk.qcow2"]);
+    agree("repair", std::slice::from_ref(&planned));
+    assert_eq!(planned["applied"], false);
+    assert_eq!(planned["plan"]["verdict-before"], "corrupt");
+    assert_eq!(planned["plan"]["verdict-after"], "sound");
+    let saved = bench.object(&["repair", "--salvage-to", "saved.qcow2", "disk.qcow2"]);
+    agree("repair --salvage-to", std::slice::from_ref(&saved));
+    assert_eq!(saved["complete"], true);
+    let done = bench.object(&["repair", "--yes", "disk.qcow2"]);
+    agree("repair", std::slice::from_ref(&done));
+    assert_eq!(done["applied"], true);
+    bench.same("saved.qcow2", "disk.qcow2");
+    let undo = done["undo-file"].as_str().unwrap();
+    let undone = bench.object(&["repair", "--undo", undo, "disk.qcow2"]);
+    agree("repair --undo", std::slice::from_ref(&undone));
+    assert_eq!(undone["undone"], true);
+    assert_eq!(bench.run(&["check", "disk.qcow2"]).code, 2);
+}
+
+#[test]
+fn what_is_lost_is_told_by_a_salvage() {
+    let bench = Bench::with_disk();
+    bench.ok(&["convert", "-c", "disk.qcow2", "packed.qcow2"]);
+    let mut bytes = fs::read(bench.path("packed.qcow2")).unwrap();
+    // Deflate has no such block type, so the cluster can't be decoded.
+    let map = bench.objects(&["map", "packed.qcow2"]);
+    assert_eq!(map[0]["compressed"], true);
+    let l1 = usize::try_from(u64::from_be_bytes(bytes[40..48].try_into().unwrap())).unwrap();
+    let entry = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let l2 = usize::try_from(entry(&bytes, l1) & 0x00ff_ffff_ffff_fe00).unwrap();
+    let place = usize::try_from(entry(&bytes, l2) & ((1 << 54) - 1)).unwrap();
+    bytes[place..place + 16].fill(0xff);
+    fs::write(bench.path("packed.qcow2"), bytes).unwrap();
+    let words = [
+        "repair",
+        "--json",
+        "--salvage-to",
+        "saved.qcow2",
+        "packed.qcow2",
+    ];
+    let answer = bench.run(&words);
+    assert_eq!(answer.code, 2, "{answer:?}");
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    agree("repair --salvage-to", std::slice::from_ref(&told));
+    assert_eq!(told["complete"], false);
+    assert_eq!(told["doubtful"][0]["start"], 0);
+    assert_eq!(told["doubtful"][0]["end"], 65536);
+    assert_eq!(told["doubtful"][0]["effect"], "lost");
+}
+
 #[test]
 fn the_keys_of_an_encrypted_image_are_told() {
     let bench = Bench::new();

@@ -62,7 +62,7 @@ fn hints_name_this_program() {
     let err = bench.fails(1, &["repair", "--plan", "junk"]);
     assert!(err.contains("--level salvage searches the file"), "{err}");
     let err = bench.fails(1, &["explain", "nothing-of-the-kind-at-all"]);
-    assert!(err.contains("`qcow2 explain` list"), "{err}");
+    assert!(err.contains("`qcow2 explain list`"), "{err}");
 }
 
 #[test]

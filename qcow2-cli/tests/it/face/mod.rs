@@ -4,6 +4,8 @@
 mod commands;
 /// Completions and man pages.
 mod generated;
+/// What can be copied and looked at: several files, descriptions, damaged files.
+mod inputs;
 /// Answers in JSON have the keys that docs/json.md tells of.
 mod json;
 /// Damage: checks, audits and repairs.

@@ -231,6 +231,129 @@ fn a_replaced_file_keeps_its_mode_and_a_link_to_it_stays() {
     bench.ok(&["compare", "disk.qcow2", "old.qcow2"]);
 }
 
+#[test]
+fn an_answer_that_is_lost_is_an_error_and_one_that_nobody_reads_is_none() {
+    let bench = Bench::with_disk();
+    let program = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qcow2"));
+        command.current_dir(bench.folder()).stdin(Stdio::null());
+        command
+    };
+    for words in [
+        ["info", "disk.qcow2"],
+        ["map", "disk.qcow2"],
+        ["audit", "disk.qcow2"],
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = program().args(words).stdout(full).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {err}");
+        assert!(err.starts_with("error: "), "{words:?}: {err}");
+    }
+    for words in [["map", "--json"], ["audit", "--json"], ["info", "--json"]] {
+        let mut child = program();
+        child.args(words).arg("disk.qcow2");
+        let mut child = child
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{words:?}");
+    }
+}
+
+#[test]
+fn nothing_half_made_is_left_when_the_user_ends_it() {
+    let bench = Bench::with_disk();
+    bench.ok(&["create", "old.qcow2", "1M"]);
+    let names = listing(&bench);
+    let folder = fs::canonicalize(bench.folder()).unwrap();
+    for (target, signal) in [
+        ("new.qcow2", "INT"),
+        ("old.qcow2", "INT"),
+        ("new.raw", "TERM"),
+    ] {
+        let words = ["convert", "--yes", "--rate", "64k", "disk.qcow2", target];
+        let child = Command::new(env!("CARGO_BIN_EXE_qcow2"))
+            .args(words)
+            .current_dir(bench.folder())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The new file is there, with a name or without.
+        let descriptors = format!("/proc/{}/fd", child.id());
+        while !fs::read_dir(&descriptors).unwrap().flatten().any(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|to| {
+                let name = to
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                to.starts_with(&folder) && (name.starts_with('#') || name.starts_with(".qcow2-"))
+            })
+        }) {
+            std::thread::yield_now();
+        }
+        let id = child.id().to_string();
+        let kill = Command::new("kill")
+            .args(["-s", signal, &id])
+            .status()
+            .unwrap();
+        assert!(kill.success());
+        let output = child.wait_with_output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {err}");
+        assert!(err.contains("nothing of the new file is left"), "{err}");
+        assert_eq!(listing(&bench), names, "{words:?}");
+    }
+    assert_eq!(
+        bench.object(&["info", "old.qcow2"])["virtual-size"],
+        1 << 20
+    );
+}
+
+#[test]
+fn hints_name_the_file_as_a_shell_takes_it() {
+    let bench = Bench::with_disk();
+    fs::write(bench.path("it's raw"), [7; 4096]).unwrap();
+    let err = bench.fails(1, &["snapshot", "list", "it's raw"]);
+    assert!(
+        err.contains(r"`qcow2 convert 'it'\''s raw' NEW.qcow2`"),
+        "{err}"
+    );
+    let err = bench.fails(1, &["snapshot", "apply", "disk.qcow2", "x"]);
+    assert!(err.contains("`qcow2 snapshot list disk.qcow2`"), "{err}");
+    let err = bench.fails(1, &["info", "."]);
+    assert!(err.contains("`qcow2 audit .`"), "{err}");
+    let err = bench.fails(1, &["create", "nowhere/disk.qcow2", "1M"]);
+    assert!(
+        err.contains("no file can be made in nowhere: No such file or directory"),
+        "{err}"
+    );
+    for err in [
+        err,
+        bench.fails(1, &["info", "gone"]),
+        bench.fails(1, &["repair", "gone"]),
+    ] {
+        assert!(
+            !err.contains("os error") && !err.contains(".qcow2-"),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn a_name_is_given_to_one_snapshot_only() {
+    let bench = Bench::with_disk();
+    bench.ok(&["snapshot", "create", "disk.qcow2", "one"]);
+    let err = bench.fails(1, &["snapshot", "create", "disk.qcow2", "one"]);
+    assert!(err.contains("snapshot 1 has the name one already"), "{err}");
+    assert!(err.contains("qcow2 snapshot delete disk.qcow2"), "{err}");
+}
+
 fn listing(bench: &Bench) -> Vec<String> {
     let all = fs::read_dir(bench.folder()).unwrap();
     let mut names: Vec<String> = all

@@ -8,14 +8,14 @@ use qcow2_io::{Extent, Operation, Result, Storage, StorageError, StorageErrorKin
 
 /// Disks one behind the other, for reading.
 #[derive(Debug)]
-pub(super) struct Concat {
+pub(crate) struct Concat {
     /// Each with the place where it begins.
     parts: Vec<(u64, Arc<dyn Storage>)>,
     len: u64,
 }
 
 impl Concat {
-    pub(super) fn new(storages: Vec<Arc<dyn Storage>>) -> Result<Self> {
+    pub(crate) fn new(storages: Vec<Arc<dyn Storage>>) -> Result<Self> {
         let mut parts = Vec::with_capacity(storages.len());
         let mut len = 0_u64;
         for storage in storages {

@@ -6,7 +6,6 @@ use qcow2_image::{Kinds, Step};
 use qcow2_io::{Operation, Result, StorageError};
 
 use super::Blkdebug;
-use super::rules::IoType;
 use crate::Console;
 use crate::words::system;
 
@@ -18,7 +17,7 @@ impl Blkdebug {
         };
         self.stop_at(event);
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(errno) = rules.happen(event, IoType::Write, 0, 0) else {
+        let Some(errno) = rules.step(event) else {
             return Ok(());
         };
         if step == Step::Free {

@@ -42,6 +42,14 @@ impl Blkdebug {
 
     /// What a write is. Those of tables are no events: their changes were.
     pub(super) fn writing(&self, offset: u64) -> &'static str {
+        if self
+            .image
+            .get()
+            .is_some_and(|image| image.strong_count() == 0)
+        {
+            // It is being closed, and nobody can tell any more what lies where; but data it has none left.
+            return "none";
+        }
         let tables = [
             (Kinds::ACTIVE_L2 | Kinds::ACTIVE_L1, "none"),
             (Kinds::REFCOUNT_BLOCK | Kinds::MAIN_HEADER, "none"),

@@ -44,7 +44,14 @@ impl Image {
         let entry = L1Entry::new(table, true);
         self.l1.set(index, entry);
         self.meta.change_l1(index, entry.bits());
-        if old.get() != 0 {
+        if old.get() == 0 {
+            // What it holds is known without a look. If there is no room for that now, it is read later.
+            let at = HostOffset::new(table.get() + self.in_table(guest));
+            let _ = self.meta.l2().ensure(at, |_, bytes| {
+                bytes.fill(0);
+                Ok::<_, ImageError>(())
+            });
+        } else {
             // A snapshot may still have it; then it is known as its table, too.
             self.meta.overlap().remove(old, size, Kinds::ACTIVE_L2);
             alloc.release(self.geometry.host_cluster(old), 1, Reason::Replaced);

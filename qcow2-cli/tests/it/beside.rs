@@ -217,9 +217,20 @@ pub(crate) fn scene() -> TempDir {
     make("qemu-io", &["-c", "write 0 128k", "leak.qcow2"]);
     // The refcount of a cluster behind those in use.
     let path = folder.path().join("leak.qcow2");
-    let mut bytes = fs::read(&path).unwrap();
+    let sound = fs::read(&path).unwrap();
+    let mut bytes = sound.clone();
     bytes[0x20000 + 2 * 6 + 1] = 3;
     fs::write(path, bytes).unwrap();
+    // One in use has none; then the image was not closed, too; then two references are counted for a table, and its flag says so.
+    let mut bytes = sound.clone();
+    bytes[0x20000 + 2 * 6 + 1] = 0;
+    fs::write(folder.path().join("lost.qcow2"), &bytes).unwrap();
+    bytes[79] |= 1;
+    fs::write(folder.path().join("dirty.qcow2"), &bytes).unwrap();
+    let mut bytes = sound;
+    bytes[0x20000 + 2 * 4 + 1] = 2;
+    bytes[0x30000] &= 0x7f;
+    fs::write(folder.path().join("flag.qcow2"), &bytes).unwrap();
     folder
 }
 

@@ -118,7 +118,16 @@ fn info_has_the_same_facts_in_the_same_order() {
 #[test]
 fn checks_agree_in_words_and_exit_codes() {
     let mut lines = Vec::new();
-    for name in ["base.qcow2", "c.qcow2", "ext.qcow2", "leak.qcow2", "nofile"] {
+    for name in [
+        "base.qcow2",
+        "c.qcow2",
+        "ext.qcow2",
+        "leak.qcow2",
+        "lost.qcow2",
+        "dirty.qcow2",
+        "flag.qcow2",
+        "nofile",
+    ] {
         for options in [
             "check",
             "check --output=json",
@@ -138,6 +147,14 @@ fn checks_agree_in_words_and_exit_codes() {
 fn images_are_changed_and_looked_at_in_the_same_words() {
     compare_lines(&[
         "amend -o compat=0.10 c.qcow2",
+        "amend -p -o compat=0.10 c.qcow2",
+        "amend -p -o lazy_refcounts=on c.qcow2",
+        "amend -o compat=0.10 dirty.qcow2",
+        "amend -o backing_file=c.qcow2,backing_fmt=qcow2 d.qcow2",
+        "amend -o backing_file=c.qcow2 d.qcow2",
+        "amend -o backing_file=x,backing_fmt=qcow2 d.qcow2",
+        "resize dirty.qcow2 2M",
+        "snapshot -c one dirty.qcow2",
         "amend -o help -f qcow2",
         "amend -o foo=x c.qcow2",
         "amend -o cluster_size=4k c.qcow2",

@@ -123,7 +123,9 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
     let known = image.reader.failure().is_some();
     let keep = planner.hidden && planner.options.orphans != Orphans::Free;
     let anew = planner.options.refcounts == RefcountRepair::Anew && !keep && !planner.unreadable;
-    if anew && counts_all(&run, &map) && (table.is_damaged() || lacks(image, &map, &table)) {
+    let old_end = overlay.base_len();
+    let is_lacking = |table| lacks(image, &map, table, old_end);
+    if anew && counts_all(&run, &map) && (table.is_damaged() || is_lacking(&table)) {
         table.renew(image);
     }
     table.complete(planner, image, &mut map, &mut released)?;

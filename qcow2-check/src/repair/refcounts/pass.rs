@@ -14,11 +14,12 @@ use crate::image::Image;
 use crate::refmap::RefMap;
 use crate::{Place, Run, Structure};
 
-/// Whether a cluster in use has no refcount at all.
-pub(super) fn lacks(image: &Image<'_>, map: &RefMap, table: &Table) -> bool {
+/// Whether a cluster in use has no refcount at all, among those before byte `end`: what is made by the repair itself lies behind, and has none
+/// yet.
+pub(super) fn lacks(image: &Image<'_>, map: &RefMap, table: &Table, end: u64) -> bool {
     let blocks = Blocks::from(table.blocks());
     let plan = compare::Plan::new(image, &blocks);
-    let end = map.end().max(image.file_clusters());
+    let end = end.div_ceil(image.cluster_size());
     let mut comparison = Comparison::new(image, map, end, Lack(false));
     let mut buffer = Vec::new();
     for unit in 0..plan.units {

@@ -6,7 +6,6 @@ use qcow2_image::{Kinds, Step};
 use qcow2_io::{Operation, Result, StorageError};
 
 use super::Blkdebug;
-use super::rules::IoType;
 use crate::Console;
 use crate::words::system;
 
@@ -18,7 +17,7 @@ impl Blkdebug {
         };
         self.stop_at(event);
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(errno) = rules.happen(event, IoType::Write, 0, 0) else {
+        let Some(errno) = rules.step(event) else {
             return Ok(());
         };
         if step == Step::Free {
@@ -43,6 +42,14 @@ impl Blkdebug {
 
     /// What a write is. Those of tables are no events: their changes were.
     pub(super) fn writing(&self, offset: u64) -> &'static str {
+        if self
+            .image
+            .get()
+            .is_some_and(|image| image.strong_count() == 0)
+        {
+            // It is being closed, and nobody can tell any more what lies where; but data it has none left.
+            return "none";
+        }
         let tables = [
             (Kinds::ACTIVE_L2 | Kinds::ACTIVE_L1, "none"),
             (Kinds::REFCOUNT_BLOCK | Kinds::MAIN_HEADER, "none"),

@@ -56,7 +56,7 @@ enum Action {
 /// Rules, and where they have led so far.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
-    rules: Vec<Rule>,
+    list: Vec<Rule>,
     state: u64,
     /// What all writes fail with, since one has that is not to be the only one.
     stuck: Option<Errno>,
@@ -82,7 +82,7 @@ impl Rules {
             }
         }
         Ok(Self {
-            rules,
+            list: rules,
             state: 1,
             stuck: None,
         })
@@ -117,9 +117,17 @@ impl Rules {
 
     fn add_section(&mut self, section: Option<(String, NodeOptions)>) -> Result<(), OpenError> {
         if let Some((name, options)) = section {
-            self.rules.push(Rule::from_options(&name, options)?);
+            self.list.push(Rule::from_options(&name, options)?);
         }
         Ok(())
+    }
+
+    /// A step is about to be done, in memory; the error that it gets, if it gets one.
+    pub(super) fn step(&mut self, event: &str) -> Option<Errno> {
+        let stuck = self.stuck.take();
+        let failed = self.happen(event, IoType::Write, 0, 0);
+        self.stuck = self.stuck.or(stuck);
+        failed
     }
 
     /// An event came, by a request of a kind at a place; the error that it gets, if it gets one.
@@ -135,7 +143,7 @@ impl Rules {
             (rule.event == event || rule.event == "none")
                 && (rule.state == 0 || rule.state == state)
         };
-        let found = self.rules.iter().position(|rule| {
+        let found = self.list.iter().position(|rule| {
             applies(rule)
                 && match &rule.action {
                     Action::Fail {
@@ -153,7 +161,7 @@ impl Rules {
                     Action::Enter(_) => false,
                 }
         });
-        let entered = self.rules.iter().find_map(|rule| match rule.action {
+        let entered = self.list.iter().find_map(|rule| match rule.action {
             Action::Enter(state) if applies(rule) && rule.event == event => Some(state),
             _ => None,
         });
@@ -164,12 +172,12 @@ impl Rules {
         let Some(index) = found else {
             return self.stuck.filter(|_| writes);
         };
-        let (errno, once) = match self.rules.get(index)?.action {
+        let (errno, once) = match self.list.get(index)?.action {
             Action::Fail { errno, once, .. } => (errno, once),
             Action::Enter(_) => return None,
         };
         if once {
-            self.rules.remove(index);
+            self.list.remove(index);
         } else if self.sticks(index, event) && writes {
             self.stuck = Some(errno);
         }
@@ -179,7 +187,7 @@ impl Rules {
     /// Whether what fails by a rule goes on to fail with all that is written after it: where it is not to fail once, and nowhere in particular.
     /// Where places are only looked for, nothing is being written yet.
     fn sticks(&self, index: usize, event: &str) -> bool {
-        let rule = self.rules.get(index);
+        let rule = self.list.get(index);
         !matches!(event, "none" | "cluster_alloc" | "l1_grow_alloc_table")
             && rule.is_some_and(|rule| {
                 matches!(
@@ -266,6 +274,17 @@ mod tests {
             rules.happen("read_aio", IoType::Read, 0, 4096),
             None,
             "once"
+        );
+        rules
+            .add_config("[inject-error]\nevent = \"l2_update\"\nerrno = \"28\"\n")
+            .unwrap();
+        assert_eq!(rules.happen("none", IoType::Write, 0, 512), None);
+        assert_eq!(rules.step("l2_update"), Some(Errno::NOSPC));
+        assert_eq!(rules.step("cluster_free"), None);
+        assert_eq!(
+            rules.happen("none", IoType::Write, 0, 512),
+            Some(Errno::NOSPC),
+            "all that is written afterwards"
         );
         assert!(rules.add_config("event = x").is_err());
         assert!(rules.add_config("[inject-error]\nerrno = 5").is_err());

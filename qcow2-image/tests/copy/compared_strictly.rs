@@ -15,14 +15,14 @@ const STATE: u64 = LEN - (64 << 10);
 
 /// A disk that QEMU made, opened here.
 enum Disk {
-    Image(Image),
+    Image(Box<Image>),
     Raw(File),
 }
 
 impl Disk {
     fn open(folder: &Folder, name: &str) -> Self {
         let path = folder.path(name);
-        if name.ends_with(".raw") {
+        if name.starts_with("raw-") {
             return Self::Raw(File::open(path).unwrap());
         }
         let options = options().references(References::SameDirectory);
@@ -32,7 +32,7 @@ impl Disk {
         } else {
             options
         };
-        Self::Image(options.read_only(true).open_path(path).unwrap())
+        Self::Image(Box::new(options.read_only(true).open_path(path).unwrap()))
     }
 
     fn chain(&self) -> Chain<'_> {
@@ -46,7 +46,7 @@ impl Disk {
 /// What `qemu-img compare -s` finds: where it begins to differ, and whether it is in content.
 fn theirs(folder: &Folder, one: &str, two: &str) -> Option<Difference> {
     let named = |name: &str| match name {
-        name if name.ends_with(".raw") => format!("driver=raw,file.filename={name}"),
+        name if name.starts_with("raw-") => format!("driver=raw,file.filename={name}"),
         "encrypted" | "encrypted-zeros" => {
             format!("driver=qcow2,encrypt.key-secret=s,file.filename={name}")
         }
@@ -76,11 +76,11 @@ fn theirs(folder: &Folder, one: &str, two: &str) -> Option<Difference> {
 
 /// Makes disks whose first part is in all states that there are, and reads as zeros.
 fn make(folder: &Folder) -> Vec<&'static str> {
-    let mut names = vec!["hole.raw", "data.raw"];
-    for name in ["hole.raw", "data.raw"] {
+    let mut names = vec!["raw-hole", "raw-data"];
+    for name in ["raw-hole", "raw-data"] {
         let file = crate::rig::new_file(folder, name);
         file.set_len(LEN).unwrap();
-        if name == "data.raw" {
+        if name == "raw-data" {
             file.write_at(&vec![0; usize::try_from(STATE).unwrap()], 0)
                 .unwrap();
         }
@@ -120,11 +120,11 @@ fn make(folder: &Folder) -> Vec<&'static str> {
     image("over-data", "-F qcow2 -b data", &[]);
     image("over-packed", "-F qcow2 -b packed", &[]);
     image("over-reserved", "-F qcow2 -b reserved", &[]);
-    image("over-hole", "-F raw -b hole.raw", &[]);
-    folder.img("create -q -f raw short.raw 64k");
+    image("over-hole", "-F raw -b raw-hole", &[]);
+    folder.img("create -q -f raw raw-short 64k");
     image(
         "over-short",
-        "-F raw -b short.raw",
+        "-F raw -b raw-short",
         &["write -q -z -u 0 64k"],
     );
     #[cfg(feature = "encryption")]
@@ -165,7 +165,7 @@ fn qemu_tells_the_same_states_apart() {
             let ours = compare_chains(&disks[0].chain(), &disks[1].chain(), &strict).unwrap();
             let theirs = theirs(&folder, one, two);
             let ours = ours.difference;
-            if *one == "data.raw" {
+            if *one == "raw-data" {
                 // To QEMU a stretch up to the end of the disk is another thing than one that ends before, and all of this disk is one
                 // such.
                 assert!(theirs.is_some() || ours.is_none(), "{one} and {two}");
@@ -203,7 +203,7 @@ fn what_both_share_is_not_read() {
             let options = CreateOptions::new(len).backing_file("base", "raw");
             let file = create(&options);
             let image = Image::options().backing_file(&base).open(file).unwrap();
-            image.write_at(&[byte; 65536], at).unwrap();
+            image.write_at(&vec![byte; 65536], at).unwrap();
             image
         };
         let (one, two) = (overlay(0, 3), overlay(3 << 20, 3));

@@ -240,7 +240,7 @@ fn scattered() -> (Arc<Memory>, Vec<u8>) {
     }
     for name in ["gone", "kept"] {
         image.create_snapshot(&SnapshotOptions::new(name)).unwrap();
-        image.write_at(&[9; 30_000], 55_000).unwrap();
+        image.write_at(&vec![9; 30_000], 55_000).unwrap();
     }
     image.delete_snapshot(&SnapshotKey::any("gone")).unwrap();
     image

@@ -1,6 +1,7 @@
 //! Copies of disks: between all kinds of storages and images, beside `qemu-img convert`, and what can go wrong.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     clippy::print_stderr,
     reason = "what goes wrong in a test may end it, and helpers are part of the tests"

@@ -97,7 +97,9 @@ fn another() -> Image {
         let options = BitmapOptions::new().granularity(granularity);
         image.create_bitmap(name.as_bytes(), &options).unwrap();
         image.write_at(&[1; 3000], granularity * 700).unwrap();
-        image.write_at(&[1; 70_000], granularity * 1000).unwrap();
+        image
+            .write_at(&vec![1; 70_000], granularity * 1000)
+            .unwrap();
     }
     image.disable_bitmap(b"first").unwrap();
     image

@@ -184,7 +184,7 @@ impl Key for Shifted {
 impl DataCipher for Shifted {
     fn decrypt(&self, _: GuestOffset, host: HostOffset, bytes: &mut [u8]) -> Result<(), KeyError> {
         for (number, sector) in (host.get() / 512..).zip(bytes.chunks_mut(512)) {
-            let shift = number.to_le_bytes()[0];
+            let [.., shift] = number.to_be_bytes();
             for byte in sector {
                 *byte = byte.wrapping_sub(shift);
             }
@@ -194,7 +194,7 @@ impl DataCipher for Shifted {
 
     fn encrypt(&self, _: GuestOffset, host: HostOffset, bytes: &mut [u8]) -> Result<(), KeyError> {
         for (number, sector) in (host.get() / 512..).zip(bytes.chunks_mut(512)) {
-            let shift = number.to_le_bytes()[0];
+            let [.., shift] = number.to_be_bytes();
             for byte in sector {
                 *byte = byte.wrapping_add(shift);
             }

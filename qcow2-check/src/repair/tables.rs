@@ -134,7 +134,7 @@ pub(super) fn mend(
 ) -> Result<bool, PlanError> {
     let mut none = Vec::new();
     for tree in &image.trees {
-        if is_no_l1(image, tree, claims)? {
+        if is_no_l1(image, tree, claims) {
             none.push((tree.offset, tree.entries * 8));
         }
     }
@@ -176,10 +176,10 @@ pub(super) fn mend(
 const TABLES_LOOKED_AT: u64 = 64;
 
 /// Whether what lies where an L1 table should be can't be one: then nothing in it is changed, for it is somebody else's.
-fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> Result<bool, PlanError> {
+fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> bool {
     if tree.offset == 0 && tree.entries > 0 {
         // That is the header.
-        return Ok(true);
+        return true;
     }
     let (mut good, mut bad) = (0_u64, 0_u64);
     let mut buffer = vec![0; 1 << 16];
@@ -242,7 +242,7 @@ fn is_no_l1(image: &Image<'_>, tree: &Tree, claims: &Claims) -> Result<bool, Pla
         }
         at += part as u64;
     }
-    Ok(bad > good && (bad > 1 || wanted) || tree.active && wanted && is_snapshot_table(image))
+    bad > good && (bad > 1 || wanted) || tree.active && wanted && is_snapshot_table(image)
 }
 
 /// Whether the active L1 table lies on the snapshot table, and that is one.

@@ -30,7 +30,7 @@ pub(in super::super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanEr
     }
     let field = u32::try_from(number(&start, 20, 4)).ok();
     let field = field.filter(|bits| (MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(bits));
-    for bits in by_layout(planner)?.into_iter().chain(field) {
+    for bits in by_layout(planner).into_iter().chain(field) {
         if let Some(mended) = fields(planner, &start, bits, false)? {
             return write(planner, ActionKind::MendHeader, &mended, bits);
         }
@@ -62,7 +62,7 @@ fn is_in_order(planner: &Planner<'_, '_>, start: &[u8]) -> Result<bool, PlanErro
     };
     let cluster = start.get(..len).unwrap_or(start);
     match readable(planner, cluster.to_vec())? {
-        Ok(readable) => is_credible(planner, &readable.header),
+        Ok(readable) => Ok(is_credible(planner, &readable.header)),
         Err(_) => Ok(false),
     }
 }
@@ -193,36 +193,30 @@ pub(in super::super) fn fields(
 }
 
 /// Whether a header that can be read fits the file: it begins as writers let it begin, or as they do for no size of clusters.
-pub(in super::super) fn is_credible(
-    planner: &Planner<'_, '_>,
-    header: &Header,
-) -> Result<bool, PlanError> {
+pub(in super::super) fn is_credible(planner: &Planner<'_, '_>, header: &Header) -> bool {
     let own = header.geometry.cluster_bits();
-    Ok(begins_with(planner, own)? || by_layout(planner)?.is_none())
+    begins_with(planner, own) || by_layout(planner).is_none()
 }
 
 /// The size of clusters, if the file begins as writers let it begin.
-pub(in super::super) fn by_layout(planner: &Planner<'_, '_>) -> Result<Option<u32>, PlanError> {
-    for bits in (MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).rev() {
-        if begins_with(planner, bits)? {
-            return Ok(Some(bits));
-        }
-    }
-    Ok(None)
+pub(in super::super) fn by_layout(planner: &Planner<'_, '_>) -> Option<u32> {
+    (MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS)
+        .rev()
+        .find(|bits| begins_with(planner, *bits))
 }
 
 /// Whether the file begins with a header, a refcount table and a refcount block of one such cluster each.
-fn begins_with(planner: &Planner<'_, '_>, bits: u32) -> Result<bool, PlanError> {
+fn begins_with(planner: &Planner<'_, '_>, bits: u32) -> bool {
     let size = 1_u64 << bits;
     let mut entry = [0; 8];
     // What can't be read is no evidence.
     if planner.overlay.read_at(&mut entry, size).is_err() {
-        return Ok(false);
+        return false;
     }
     if u64::from_be_bytes(entry) != 2 * size {
-        return Ok(false);
+        return false;
     }
     // The block counts header, table and itself: not zero, whatever the width.
     let mut block = [0; 32];
-    Ok(planner.overlay.read_at(&mut block, 2 * size).is_ok() && block != [0; 32])
+    planner.overlay.read_at(&mut block, 2 * size).is_ok() && block != [0; 32]
 }

@@ -77,18 +77,18 @@ fn fits(planner: &Planner<'_, '_>, start: &[u8]) -> Result<bool, PlanError> {
     };
     let cluster = start.get(..len).unwrap_or(start);
     if let Ok((header, _)) = Header::decode_for_check(cluster) {
-        return start::is_credible(planner, &header);
+        return Ok(start::is_credible(planner, &header));
     }
     let Ok(readable) = header::readable(planner, cluster.to_vec())? else {
         return Ok(false);
     };
     // Several fields wrong at once are the sign of one that all depend on.
-    Ok(start::is_credible(planner, &readable.header)?
+    Ok(start::is_credible(planner, &readable.header)
         && super::l1::is_sound(planner, &readable.header)?)
 }
 
 fn cluster_bits(planner: &Planner<'_, '_>) -> Result<Option<u32>, PlanError> {
-    match start::by_layout(planner)? {
+    match start::by_layout(planner) {
         Some(bits) => Ok(Some(bits)),
         None => by_distance(planner),
     }

@@ -56,7 +56,7 @@ pub(super) const LEFT: &[Rule<Left>] = &[
     },
     Rule {
         name: "ciphertext",
-        why: "encrypted clusters stay where they are, since they are decrypted by their place",
+        why: "encrypted clusters of a LUKS image stay where they are without the key, since they are decrypted by their place",
         applies: |case| {
             let shared = [Code::DataShared, Code::DataOnMetadata];
             case.base.name == "luks" && shared.iter().any(|code| case.all.has(*code))

@@ -133,25 +133,28 @@ impl<'a> Reader<'a> {
         let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let (inside, outside) = buf.split_at_mut(left.min(buf.len()));
         outside.fill(0);
-        if inside.is_empty() || self.storage.read_at(inside, offset).is_ok() {
+        let whole = if inside.is_empty() {
+            Ok(())
+        } else {
+            self.storage.read_at(inside, offset)
+        };
+        let Err(failed) = whole else {
             self.read.fetch_add(inside.len() as u64, Ordering::Relaxed);
             return Ok(buf.len());
-        }
+        };
         let mut filled = 0;
-        for sector in buf.chunks_mut(SECTOR_LEN) {
+        for sector in inside.chunks_mut(SECTOR_LEN) {
             let at = offset.saturating_add(filled as u64);
-            let read = if filled < wanted {
-                self.read(sector, at)
-            } else {
-                self.storage.read_at(sector, at)
-            };
-            match read {
-                Ok(()) => filled += sector.len(),
-                Err(error) if filled < wanted => return Err(error),
-                Err(_) => break,
+            if filled < wanted {
+                self.read(sector, at)?;
+            } else if self.storage.read_at(sector, at).is_err() {
+                return Ok(filled);
             }
+            filled += sector.len();
         }
-        Ok(filled)
+        // It can be read after all. Why it could not be before nobody knows, so that is not passed over.
+        self.failure.get_or_init(|| (offset, failed.to_string()));
+        Err(failed)
     }
 
     /// Where the first read that failed was, and why it did. Whoever reads reports failures where they matter; this is for

@@ -4,12 +4,14 @@ mod words;
 
 use std::process::ExitCode;
 
-use qcow2_check::repair::{self, Level, Plan, RepairOptions};
+use qcow2_check::repair::{self, Level, Plan, RepairOptions, SnapshotTables};
 use qcow2_check::{Code, Counts, Finding, Options, Report, check};
+use qcow2_format::HeaderError;
 use qcow2_io::Storage;
+use rustix::io::Errno;
 
 use super::args::{self, Common, Failure, Output};
-use crate::node::{Access, Node};
+use crate::node::{self, Access, Node, SnapshotRefusal};
 use crate::words::dict::Value;
 use crate::words::getopt::{Long, Spec};
 use crate::words::system;
@@ -79,6 +81,8 @@ Check whether an image is consistent. Exit code: 0 it is, 1 the check was not co
   --object OBJDEF          define an object, such as a secret
   -q, --quiet              say nothing unless something is wrong";
 
+/// Findings of a kind that are told one by one.
+const LINES_MAX: usize = 1 << 16;
 /// The format has no checker.
 const NO_CHECKER: u8 = 63;
 
@@ -127,11 +131,17 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     };
     let access = Access {
         force_share,
+        for_check: true,
         ..Access::read()
     };
     let node = common.open(name, format.as_deref(), &access)?;
-    if node.image().is_none() {
+    if node.image().is_none() && node.driver != "qcow2" {
         return Err(Failure::new("This image format does not support checks").code(NO_CHECKER));
+    }
+    if level < Some(Level::All)
+        && let Some(refusal) = node::snapshot_refusal(&node)
+    {
+        return Err(snapshots_refused(&refusal));
     }
     let unknown = node
         .image()
@@ -180,6 +190,35 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }))
 }
 
+/// A check that ends before it begins, since the snapshots can't be read.
+fn snapshots_refused(refusal: &SnapshotRefusal) -> Failure {
+    let (text, hints, errno) = match refusal {
+        SnapshotRefusal::Table(error) => (
+            format!("failed to read the snapshot table: {}", error.text),
+            error.hints.clone(),
+            Errno::FBIG,
+        ),
+        SnapshotRefusal::Header(HeaderError::TableTooLarge { found, limit, .. }) => {
+            let overhanging = found.saturating_sub(*limit);
+            let hint = format!(
+                "You can force-remove all {overhanging} overhanging snapshots with qemu-img check -r all"
+            );
+            let text = "snapshot table too large".to_owned();
+            (text, vec![hint], Errno::FBIG)
+        }
+        SnapshotRefusal::Header(_) => {
+            let text = "snapshot table offset invalid".to_owned();
+            (text, Vec::new(), Errno::INVAL)
+        }
+    };
+    let failure = Failure::new(format_args!("ERROR {text}"));
+    let failure = hints.into_iter().fold(failure, Failure::hint);
+    failure.then(Failure::new(format_args!(
+        "Check failed: {}",
+        system::text(errno)
+    )))
+}
+
 /// The file that an image lies in.
 fn file_of(node: &Node) -> std::sync::Arc<dyn Storage> {
     node.child("file")
@@ -188,7 +227,11 @@ fn file_of(node: &Node) -> std::sync::Arc<dyn Storage> {
 
 /// Checks, and tells what is found.
 fn inspect(file: &dyn Storage, console: &Console) -> Report {
-    let report = check(file, &Options::default());
+    let options = Options {
+        max_findings: LINES_MAX,
+        ..Options::default()
+    };
+    let report = check(file, &options);
     tell(file, &report, console);
     report
 }
@@ -196,7 +239,7 @@ fn inspect(file: &dyn Storage, console: &Console) -> Report {
 /// Tells of the findings that the reference program has an eye for: structures first, then counts, then flags.
 fn tell(file: &dyn Storage, report: &Report, console: &Console) {
     for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
-        complain!(console, "{}", line(finding));
+        complain!(console, "{}", line(file, finding, "ERROR"));
     }
     for finding in counted(report, is_count) {
         let verb = match finding.code {
@@ -252,6 +295,11 @@ fn refcounts(finding: &Finding, cluster_size: u64, verb: &str, console: &Console
     }
 }
 
+/// What a check finds before a repair, but for what the repair cuts off the snapshot table at once.
+fn found_before<'p>(plan: &'p Plan<'_>) -> &'p Report {
+    plan.before_without_cuts().unwrap_or_else(|| plan.before())
+}
+
 /// Tells what is found and what is done about it; gives the number of flags that come right by themselves, and of those that are
 /// turned beside what was found.
 fn tell_of_repair(
@@ -260,9 +308,16 @@ fn tell_of_repair(
     rebuilds: bool,
     console: &Console,
 ) -> (u64, u64) {
-    let report = plan.before();
+    for cut in plan.snapshot_cuts() {
+        complain!(console, "{}", words::of_cut(*cut));
+    }
+    let report = found_before(plan);
+    let verb = match plan.level() {
+        Level::Leaks => "ERROR",
+        _ => "Repairing",
+    };
     for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
-        complain!(console, "{}", line(finding));
+        complain!(console, "{}", line(file, finding, verb));
     }
     for finding in counted(report, is_count) {
         let verb = match finding.code {
@@ -318,6 +373,8 @@ fn mend(
     let file = node.storage();
     let options = RepairOptions {
         level,
+        max_actions: LINES_MAX,
+        snapshot_tables: SnapshotTables::AsWritten,
         ..RepairOptions::default()
     };
     let failed = |error: &dyn std::error::Error| {
@@ -330,13 +387,16 @@ fn mend(
         Failure::new(format_args!("Check failed: {text}"))
     };
     let plan = repair::plan(&*file, &options).map_err(|error| failed(&error))?;
-    let before = plan.before().counts;
+    let mut before = found_before(&plan).counts;
+    for cut in plan.snapshot_cuts() {
+        before.corruptions = before.corruptions.saturating_add(cut.entries());
+    }
     let after = plan.after().counts;
     if plan.is_empty() {
         tell(&*file, plan.before(), console);
         return Ok((plan.after().clone(), None));
     }
-    let rebuilds = plan.before().total(Code::RefcountMissing) > 0;
+    let rebuilds = found_before(&plan).total(Code::RefcountMissing) > 0;
     let (flags, turned) = tell_of_repair(&*file, &plan, rebuilds, console);
     plan.apply(None).map_err(|error| failed(&error))?;
     drop(plan);
@@ -446,9 +506,14 @@ fn percent(part: u64, whole: u64) -> f64 {
 }
 
 /// A finding in the words that scripts know.
-fn line(finding: &Finding) -> String {
+fn line(file: &dyn Storage, finding: &Finding, verb: &str) -> String {
     let range = finding.place.host;
     match finding.code {
+        Code::SnapshotIncomplete => format!(
+            "{verb} snapshot table entry {} is incomplete",
+            finding.place.index.unwrap_or(0)
+        ),
+        Code::SnapshotL1Invalid => words::of_snapshot_l1(file, finding),
         Code::ReferencePastEnd => format!(
             "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
              offset {:#x} size {:#x}",

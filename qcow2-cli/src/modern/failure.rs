@@ -168,7 +168,10 @@ fn of_image(failure: Failure, error: &ImageError) -> Failure {
         ImageError::Header(_) => failure.hint(
             "`qcow2 audit IMAGE` tells what is wrong with it; -f raw takes the file as plain bytes",
         ),
-        ImageError::Metadata(_) | ImageError::Snapshots(_) => {
+        ImageError::Metadata(_)
+        | ImageError::Snapshots(_)
+        | ImageError::SnapshotEntry { .. }
+        | ImageError::SnapshotL1 { .. } => {
             failure.hint("`qcow2 audit IMAGE` tells what is wrong with it")
         }
         ImageError::SecretMissing { .. } => failure.hint(

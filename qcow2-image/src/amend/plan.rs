@@ -125,6 +125,7 @@ impl Plan {
                 return refuse("a snapshot's machine state is too large for version 2");
             }
         }
+        image.check_snapshot_l1s()?;
         let mut last = header.clone();
         header::downgrade(&mut last);
         last.encode()?;

@@ -17,3 +17,6 @@ mod header;
 
 /// Every damage of the mutant corpus, repaired.
 mod mutants;
+
+/// Snapshot tables that are incomplete, or go beyond the limits.
+mod snapshot_tables;

@@ -1,7 +1,8 @@
-//! What is said of COPIED flags: the entry and the refcount that it should mirror.
+//! What is said of COPIED flags: the entry and the refcount that it should mirror; and of snapshot tables.
 
-use qcow2_check::repair::Plan;
+use qcow2_check::repair::{Plan, SnapshotCut};
 use qcow2_check::{Finding, Structure};
+use qcow2_format::Snapshot;
 use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_io::Storage;
 
@@ -25,6 +26,53 @@ fn half_word(file: &dyn Storage, offset: u64) -> u32 {
         Ok(()) => u32::from_be_bytes(bytes),
         Err(_) => 0,
     }
+}
+
+/// What goes of a snapshot table.
+pub(super) fn of_cut(cut: SnapshotCut) -> String {
+    match cut {
+        SnapshotCut::ExtraData {
+            entry,
+            found,
+            limit,
+        } => format!(
+            "Discarding too much extra metadata in snapshot table entry {entry} ({found} > {limit})"
+        ),
+        SnapshotCut::TooLarge { count } => {
+            format!("Discarding {count} overhanging snapshots (snapshot table is too big)")
+        }
+        cut => format!("Discarding {} overhanging snapshots", cut.entries()),
+    }
+}
+
+/// A snapshot whose L1 table can't be one.
+pub(super) fn of_snapshot_l1(file: &dyn Storage, finding: &Finding) -> String {
+    let entry = finding.place.host.and_then(|range| {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+        file.read_at(&mut bytes, range.start).ok()?;
+        Some(Snapshot::decode_truncating(&bytes).ok()?.0)
+    });
+    let Some(entry) = entry else {
+        return format!("ERROR {finding}");
+    };
+    let (offset, entries) = (entry.l1_table_offset.get(), entry.l1_entries);
+    let problem = if u64::from(entries) > MAX_L1_ENTRIES {
+        format!("l1_size={entries:#x}: L1 table is too large")
+    } else {
+        format!("l1_offset={offset:#x}: L1 table is not cluster aligned")
+    };
+    format!(
+        "ERROR snapshot {} ({}) {problem}; snapshot table entry corrupted",
+        string(&entry.id),
+        string(&entry.name)
+    )
+}
+
+/// A string that a zero ends.
+fn string(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default())
+        .into_owned()
 }
 
 /// Where the entry lies that a finding is about.

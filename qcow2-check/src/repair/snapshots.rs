@@ -1,11 +1,11 @@
 //! The snapshot table: entries that can be mended are, and those whose L1 table can't be found go.
 
+mod as_written;
+mod search;
+
 use qcow2_format::header::{Header, MAX_SNAPSHOTS, Version};
 use qcow2_format::snapshot::{MAX_TABLE_BYTES, MIN_EXTRA_DATA_LEN_V3, encode_table};
 use qcow2_format::{HostOffset, Snapshot};
-
-mod as_written;
-mod search;
 
 use super::PlanError;
 use super::action::{Action, ActionKind, Effect};

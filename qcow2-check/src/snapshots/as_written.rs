@@ -57,12 +57,16 @@ pub(crate) struct AsWritten {
 /// Reads the table. Behind the end of the file are zeros.
 pub(crate) fn read(image: &Image<'_>) -> Result<AsWritten, StorageError> {
     let mut table = AsWritten::default();
+    let offset = image.header.snapshot_table_offset;
+    if !image.geometry.is_cluster_aligned(offset) || offset.get() == 0 || offset.get() >> 63 != 0 {
+        return Ok(table);
+    }
     let mut count = u64::from(image.header.snapshot_count);
     if let Some(over @ 1..) = count.checked_sub(MAX_SNAPSHOTS.into()) {
         table.cuts.push(SnapshotCut::TooMany { count: over });
         count = MAX_SNAPSHOTS.into();
     }
-    let mut at = image.header.snapshot_table_offset.get();
+    let mut at = offset.get();
     let mut kept_bytes = 0_u64;
     for number in 0..count {
         at = at.checked_next_multiple_of(8).unwrap_or(u64::MAX);

@@ -13,18 +13,23 @@ use crate::{
 ///
 /// Never fails: what can't be read is a finding. Nothing is written, and nothing the image names is opened.
 pub fn check(storage: &dyn Storage, options: &Options<'_>) -> Report {
-    run_all(storage, options, false)
+    run_all(options, |run| report(storage, run, false))
+}
+
+/// The same, but of a snapshot table that goes beyond the limits, what does so is left out.
+pub(crate) fn check_as_written(storage: &dyn Storage, options: &Options<'_>) -> Report {
+    run_all(options, |run| report(storage, run.as_written(), false))
 }
 
 /// Checks an image and looks for what is dangerous about it, too.
 ///
 /// Nothing is written, and nothing the image names is opened.
 pub fn audit(storage: &dyn Storage, options: &Options<'_>) -> Report {
-    run_all(storage, options, true)
+    run_all(options, |run| report(storage, run, true))
 }
 
-fn run_all(storage: &dyn Storage, options: &Options<'_>, hazards: bool) -> Report {
-    Run::start(options, |run| report(storage, run, hazards)).unwrap_or_else(|| {
+fn run_all(options: &Options<'_>, work: impl FnOnce(Run<'_>) -> Report) -> Report {
+    Run::start(options, work).unwrap_or_else(|| {
         let place = Place::of(Structure::File);
         let finding = Finding::new(Code::HeaderUnreadable, place, "no threads can be started");
         Report {

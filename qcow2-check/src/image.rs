@@ -67,6 +67,8 @@ pub(crate) struct Image<'a> {
     pub(crate) rules: EntryRules,
     pub(crate) trees: Vec<Tree>,
     pub(crate) metadata: Vec<MetaRange>,
+    /// Whether the snapshot table is [read as it is written](crate::snapshots::read_as_written).
+    pub(crate) as_written: bool,
 }
 
 impl Image<'_> {

@@ -100,6 +100,7 @@ pub(crate) fn load<'a>(storage: &'a dyn Storage, run: &Run<'_>) -> Option<Loaded
         header,
         trees: Vec::new(),
         metadata: Vec::new(),
+        as_written: run.reads_as_written(),
     };
     named_ranges(&mut image);
     let (snapshots, fatal) = snapshots::load(&mut image, run);

@@ -100,6 +100,7 @@ pub(crate) struct Run<'a> {
     options: &'a Options<'a>,
     found: Mutex<Collector>,
     counts: Mutex<Counts>,
+    as_written: bool,
 }
 
 impl<'a> Run<'a> {
@@ -114,7 +115,18 @@ impl<'a> Run<'a> {
             options,
             found: Mutex::new(Collector::new(options.max_findings)),
             counts: Mutex::new(Counts::default()),
+            as_written: false,
         }
+    }
+
+    /// A check of what is left of a snapshot table that goes beyond the limits, if what does so is left out.
+    pub(crate) fn as_written(mut self) -> Self {
+        self.as_written = true;
+        self
+    }
+
+    pub(crate) fn reads_as_written(&self) -> bool {
+        self.as_written
     }
 
     pub(crate) fn threads(&self) -> usize {

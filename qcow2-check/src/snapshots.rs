@@ -1,5 +1,7 @@
 //! The snapshot table: which trees there are besides the active one.
 
+mod as_written;
+
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
@@ -10,6 +12,9 @@ use qcow2_format::{Snapshot, SnapshotError};
 use crate::image::{Image, MetaRange, Tree};
 use crate::load::entries_in_file;
 use crate::{Code, Finding, Place, Run, Structure};
+
+pub use as_written::SnapshotCut;
+pub(crate) use as_written::read as read_as_written;
 
 /// Bytes of the table read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -33,108 +38,26 @@ pub(crate) struct SnapshotInfo {
 
 /// Reads the snapshot table, adds its ranges and trees to the image. Also tells whether QEMU would stop here.
 pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, bool) {
-    let mut snapshots = Vec::new();
-    let mut fatal = false;
     let offset = image.header.snapshot_table_offset.get();
     let count = image.header.snapshot_count;
-    let unreadable = |at: u64, detail: String| {
-        let place = Place::of(Structure::SnapshotTable).at(at, 0);
-        run.find(Finding::new(Code::SnapshotTableUnreadable, place, detail));
-    };
     let size = image.cluster_size();
-    if count > MAX_SNAPSHOTS {
-        unreadable(
-            60,
-            format!("{count} snapshots, at most {MAX_SNAPSHOTS} are allowed"),
-        );
-        return (snapshots, true);
+    if count > MAX_SNAPSHOTS && !image.as_written {
+        let detail = format!("{count} snapshots, at most {MAX_SNAPSHOTS} are allowed");
+        unreadable(run, 60, detail);
+        return (Vec::new(), true);
     }
-    let end = offset.checked_add(u64::from(count) * 40);
+    let entries = u64::from(count.min(MAX_SNAPSHOTS));
+    let end = offset.checked_add(entries * 40);
     if !offset.is_multiple_of(size) || end.is_none_or(|end| i64::try_from(end).is_err()) {
-        unreadable(64, format!("the table would start at {offset:#x}"));
-        return (snapshots, true);
+        unreadable(run, 64, format!("the table would start at {offset:#x}"));
+        return (Vec::new(), true);
     }
-    let hasher = RandomState::new();
-    let mut ids = HashSet::new();
-    let mut names = HashSet::new();
-    let mut buffer = vec![0; if count == 0 { 0 } else { READ_BYTES }];
-    let mut base = offset;
-    let mut filled = 0_usize;
-    let mut at = offset;
-    let mut table_len = 0;
-    for number in 0..u64::from(count) {
-        at = at.next_multiple_of(8);
-        let ahead = usize::try_from(at - base).unwrap_or(usize::MAX);
-        if filled.saturating_sub(ahead) < ENTRY_BYTES_MAX {
-            base = at;
-            match image.reader.read_ahead(&mut buffer, 40, base) {
-                Ok(read) => filled = read,
-                Err(error) => {
-                    unreadable(at, format!("can't be read: {error}"));
-                    fatal = true;
-                    break;
-                }
-            }
-        }
-        let from = usize::try_from(at - base).unwrap_or(usize::MAX);
-        let (snapshot, len) = match Snapshot::decode(buffer.get(from..filled).unwrap_or_default()) {
-            Ok(decoded) => decoded,
-            Err(error) => {
-                let stop = base.saturating_add(filled as u64);
-                if filled < buffer.len()
-                    && let Err(error) = image.reader.read(&mut [0; 512], stop)
-                {
-                    // The entry goes on where nothing can be read.
-                    unreadable(stop, format!("can't be read: {error}"));
-                    fatal = true;
-                    break;
-                }
-                let place = Place::of(Structure::SnapshotTable).at(at, 40).entry(number);
-                run.find(Finding::new(
-                    Code::SnapshotTableUnreadable,
-                    place,
-                    error.to_string(),
-                ));
-                fatal = true;
-                break;
-            }
-        };
-        at += len as u64;
-        table_len = at - offset;
-        if table_len > MAX_TABLE_BYTES {
-            let error = SnapshotError::TableTooLarge {
-                found: table_len,
-                limit: MAX_TABLE_BYTES,
-            };
-            unreadable(at, error.to_string());
-            fatal = true;
-            break;
-        }
-        let place = Place::of(Structure::SnapshotTable)
-            .at(at - len as u64, len as u64)
-            .entry(number);
-        fatal |= judge(image, &snapshot, &place, number, run);
-        for (what, text, known) in [
-            ("id", &snapshot.id, &mut ids),
-            ("name", &snapshot.name, &mut names),
-        ] {
-            // Hashes do: a name may have tens of kilobytes, and to call two the same by mistake is a note.
-            if text.is_empty() || !known.insert(hasher.hash_one(text)) {
-                run.find_with(Code::SnapshotDuplicate, || {
-                    let detail = format!("{what} {:?}", String::from_utf8_lossy(text));
-                    (place.clone(), detail)
-                });
-                break;
-            }
-        }
-        let l1_offset = snapshot.l1_table_offset.get();
-        let usable = l1_offset % size == 0 && u64::from(snapshot.l1_entries) <= L1_ENTRIES_MAX;
-        snapshots.push(SnapshotInfo {
-            l1_offset,
-            l1_entries: snapshot.l1_entries,
-            usable,
-        });
-    }
+    let mut known = Known::default();
+    let table_len = if image.as_written {
+        take_as_written(image, &mut known, run)
+    } else {
+        read(image, &mut known, run)
+    };
     if count > 0 {
         image.metadata.push(MetaRange {
             structure: Structure::SnapshotTable,
@@ -151,8 +74,144 @@ pub(crate) fn load(image: &mut Image<'_>, run: &Run<'_>) -> (Vec<SnapshotInfo>, 
             ));
         }
     }
-    trees(image, &snapshots, run);
-    (snapshots, fatal)
+    trees(image, &known.snapshots, run);
+    (known.snapshots, known.fatal)
+}
+
+fn unreadable(run: &Run<'_>, at: u64, detail: String) {
+    let place = Place::of(Structure::SnapshotTable).at(at, 0);
+    run.find(Finding::new(Code::SnapshotTableUnreadable, place, detail));
+}
+
+/// Reads the entries, piece by piece, up to the first that can't be. Gives the length of the table as far as it was read.
+fn read(image: &Image<'_>, known: &mut Known, run: &Run<'_>) -> u64 {
+    let offset = image.header.snapshot_table_offset.get();
+    let count = image.header.snapshot_count;
+    let mut buffer = vec![0; if count == 0 { 0 } else { READ_BYTES }];
+    let mut base = offset;
+    let mut filled = 0_usize;
+    let mut at = offset;
+    let mut table_len = 0;
+    for number in 0..u64::from(count) {
+        at = at.next_multiple_of(8);
+        let ahead = usize::try_from(at - base).unwrap_or(usize::MAX);
+        if filled.saturating_sub(ahead) < ENTRY_BYTES_MAX {
+            base = at;
+            match image.reader.read_ahead(&mut buffer, 40, base) {
+                Ok(read) => filled = read,
+                Err(error) => {
+                    unreadable(run, at, format!("can't be read: {error}"));
+                    known.fatal = true;
+                    break;
+                }
+            }
+        }
+        let from = usize::try_from(at - base).unwrap_or(usize::MAX);
+        let (snapshot, len) = match Snapshot::decode(buffer.get(from..filled).unwrap_or_default()) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                let stop = base.saturating_add(filled as u64);
+                if filled < buffer.len()
+                    && let Err(error) = image.reader.read(&mut [0; 512], stop)
+                {
+                    // The entry goes on where nothing can be read.
+                    unreadable(run, stop, format!("can't be read: {error}"));
+                    known.fatal = true;
+                    break;
+                }
+                let place = Place::of(Structure::SnapshotTable).at(at, 40).entry(number);
+                run.find(Finding::new(
+                    Code::SnapshotTableUnreadable,
+                    place,
+                    error.to_string(),
+                ));
+                known.fatal = true;
+                break;
+            }
+        };
+        at += len as u64;
+        table_len = at - offset;
+        if table_len > MAX_TABLE_BYTES {
+            let error = SnapshotError::TableTooLarge {
+                found: table_len,
+                limit: MAX_TABLE_BYTES,
+            };
+            unreadable(run, at, error.to_string());
+            known.fatal = true;
+            break;
+        }
+        known.take(image, &snapshot, at - len as u64, len as u64, number, run);
+    }
+    table_len
+}
+
+/// The same, but without what goes beyond the limits.
+fn take_as_written(image: &Image<'_>, known: &mut Known, run: &Run<'_>) -> u64 {
+    let offset = image.header.snapshot_table_offset.get();
+    let table = match read_as_written(image) {
+        Ok(table) => table,
+        Err(error) => {
+            unreadable(run, offset, format!("can't be read: {error}"));
+            known.fatal = true;
+            return 0;
+        }
+    };
+    for (number, (place, snapshot)) in (0..).zip(&table.entries) {
+        let len = place.end.saturating_sub(place.start);
+        known.take(image, snapshot, place.start, len, number, run);
+    }
+    let last = table.entries.last();
+    last.map_or(0, |(place, _)| place.end.saturating_sub(offset))
+}
+
+/// What is known of snapshots while their table is read.
+#[derive(Default)]
+struct Known {
+    snapshots: Vec<SnapshotInfo>,
+    /// QEMU would stop here.
+    fatal: bool,
+    hasher: RandomState,
+    ids: HashSet<u64>,
+    names: HashSet<u64>,
+}
+
+impl Known {
+    /// One more entry, `len` bytes at `at`.
+    fn take(
+        &mut self,
+        image: &Image<'_>,
+        snapshot: &Snapshot,
+        at: u64,
+        len: u64,
+        number: u64,
+        run: &Run<'_>,
+    ) {
+        let place = Place::of(Structure::SnapshotTable)
+            .at(at, len)
+            .entry(number);
+        self.fatal |= judge(image, snapshot, &place, number, run);
+        for (what, text, known) in [
+            ("id", &snapshot.id, &mut self.ids),
+            ("name", &snapshot.name, &mut self.names),
+        ] {
+            // Hashes do: a name may have tens of kilobytes, and to call two the same by mistake is a note.
+            if text.is_empty() || !known.insert(self.hasher.hash_one(text)) {
+                run.find_with(Code::SnapshotDuplicate, || {
+                    let detail = format!("{what} {:?}", String::from_utf8_lossy(text));
+                    (place.clone(), detail)
+                });
+                break;
+            }
+        }
+        let l1_offset = snapshot.l1_table_offset.get();
+        let usable = l1_offset % image.cluster_size() == 0
+            && u64::from(snapshot.l1_entries) <= L1_ENTRIES_MAX;
+        self.snapshots.push(SnapshotInfo {
+            l1_offset,
+            l1_entries: snapshot.l1_entries,
+            usable,
+        });
+    }
 }
 
 /// Judges one snapshot. Tells whether QEMU would stop here.

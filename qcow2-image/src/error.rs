@@ -1,6 +1,7 @@
 //! Why an image can't be opened or used.
 
 use std::error::Error;
+use std::io;
 use std::path::PathBuf;
 
 use qcow2_alloc::AllocError;
@@ -116,6 +117,34 @@ pub enum ImageError {
     /// The snapshot table can't be used.
     #[error("the snapshot table is refused")]
     Snapshots(#[from] SnapshotError),
+    /// The snapshot table can't be read on from an entry.
+    #[error("entry {entry} of the snapshot table's {count} is refused")]
+    SnapshotEntry {
+        /// Which one, counted from 0. It and those behind it are not known.
+        entry: u64,
+        /// How many the header counts.
+        count: u64,
+        /// Why.
+        source: SnapshotError,
+    },
+    /// No L1 table of a snapshot can be as long as this one, or where it is.
+    #[error("the L1 table of a snapshot, {entries} entries at {offset}, is refused: {problem}")]
+    SnapshotL1 {
+        /// Where it would lie in the file.
+        offset: HostOffset,
+        /// How many entries it would have.
+        entries: u32,
+        /// Why not.
+        problem: SnapshotL1Problem,
+    },
+    /// Something points at a cluster that has no refcount, for there is no block that would hold it.
+    #[error("something points at the cluster at {offset}, which no refcount block counts")]
+    Uncounted {
+        /// First byte of the cluster in the file.
+        offset: HostOffset,
+        /// Whether a refcount table can be so long that there could be a block.
+        can_be_counted: bool,
+    },
     /// The refcounts of an image that was not closed can't be put right, since more than those is wrong.
     #[error("the image was not closed, and its refcounts can't be recovered: {detail}")]
     Unrecoverable {
@@ -186,6 +215,18 @@ pub enum ImageError {
     },
 }
 
+/// What is wrong with the L1 table of a snapshot, by what the snapshot table says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SnapshotL1Problem {
+    /// It has more bytes than any L1 table may have.
+    #[error("it is too large")]
+    TooLarge,
+    /// It does not start at a cluster, or ends behind all that can be addressed.
+    #[error("it can't lie there")]
+    Place,
+}
+
 impl ImageError {
     /// Why it failed, coarse.
     pub fn kind(&self) -> StorageErrorKind {
@@ -200,7 +241,20 @@ impl ImageError {
             Self::Alloc(
                 AllocError::FileTooLarge { .. } | AllocError::RefcountTableTooLarge { .. },
             )
-            | Self::OutOfRange { .. } => StorageErrorKind::OutOfRange,
+            | Self::OutOfRange { .. }
+            | Self::SnapshotL1 {
+                problem: SnapshotL1Problem::TooLarge,
+                ..
+            }
+            | Self::Snapshots(_)
+            | Self::SnapshotEntry {
+                source: SnapshotError::ExtraDataTooLong { .. } | SnapshotError::TableTooLarge { .. },
+                ..
+            }
+            | Self::Uncounted {
+                can_be_counted: false,
+                ..
+            } => StorageErrorKind::OutOfRange,
             Self::Alloc(_) | Self::Compressed { .. } | Self::Compress { .. } => {
                 StorageErrorKind::Io
             }
@@ -222,6 +276,13 @@ impl ImageError {
             Self::Storage(error)
             | Self::Metadata(MetadataError::Storage(error))
             | Self::Alloc(AllocError::Metadata(MetadataError::Storage(error))) => error,
+            // Callers may want to tell it from others.
+            Self::SnapshotL1 { .. } => {
+                let kind = self.kind();
+                StorageError::from_io(operation, io::Error::other(self))
+                    .with_kind(kind)
+                    .at(offset, len)
+            }
             error => {
                 let mut detail = error.to_string();
                 let mut source = error.source();

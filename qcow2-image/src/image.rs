@@ -87,6 +87,8 @@ pub struct Image {
     pub(crate) ends_in_sector: AtomicBool,
     pub(crate) discard: bool,
     pub(crate) discard_no_unref: bool,
+    /// Snapshots whose tables can't be found are no reason not to write.
+    pub(crate) pass_over_snapshots: bool,
     /// Discards reach the file.
     pub(crate) pass_request: bool,
     pub(crate) clean_interval: Option<Duration>,

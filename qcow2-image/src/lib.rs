@@ -68,7 +68,7 @@ pub use bitmap::{BitmapInfo, BitmapOptions, BitmapRecovery, BitmapState, DirtyRa
 pub use cache::CacheOptions;
 pub use compact::{CompactMode, CompactOptions, CompactReport};
 pub use copy::Monitor;
-pub use error::ImageError;
+pub use error::{ImageError, SnapshotL1Problem};
 pub use image::Image;
 pub use options::ImageOptions;
 pub use qcow2_alloc::PassDiscard;

@@ -8,7 +8,6 @@ use qcow2_cache::sync::Mutex;
 use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::{Metadata, MetadataOptions};
 use qcow2_check::chain::{MAX_LAYERS, References, Resolved, Resolver};
-use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::header::{CryptMethod, Version};
 use qcow2_format::raw;
 use qcow2_format::{Header, HeaderError, HostOffset};
@@ -28,7 +27,7 @@ use crate::luks::{self, LuksArea, WorkLimit};
 use crate::mapping::Shape;
 use crate::options::Backing;
 use crate::pack::Packer;
-use crate::ready::read_snapshots;
+use crate::ready::{read_snapshots, snapshot_l1_len};
 use crate::stripes::Stripes;
 use crate::{Image, ImageError, ImageOptions};
 
@@ -252,6 +251,7 @@ impl Image {
             ends_in_sector: AtomicBool::new(false),
             discard: options.discard,
             discard_no_unref: options.discard_no_unref,
+            pass_over_snapshots: options.pass_over_snapshots,
             pass_request: options.pass_discard.request,
             clean_interval: sizes.clean_interval,
             cleaned: Mutex::default(),
@@ -309,11 +309,7 @@ impl Root {
             offset: l1_table,
             detail,
         };
-        if u64::from(l1_entries) > MAX_L1_BYTES / 8 || !geometry.is_cluster_aligned(l1_table) {
-            return Err(refuse(format!(
-                "{l1_entries} entries, or the place, are not allowed"
-            )));
-        }
+        snapshot_l1_len(geometry, l1_table, l1_entries)?;
         if size > MAX_LEN || geometry.l1_entries_for(size) > u64::from(l1_entries) {
             return Err(refuse(format!(
                 "{l1_entries} entries are too few for {size} bytes"

@@ -42,6 +42,7 @@ pub struct ImageOptions {
     pub(crate) discard: bool,
     pub(crate) pass_discard: PassDiscard,
     pub(crate) discard_no_unref: bool,
+    pub(crate) pass_over_snapshots: bool,
     #[cfg(feature = "encryption")]
     pub(crate) secrets: Secrets,
     pub(crate) snapshot: Option<SnapshotKey>,
@@ -106,6 +107,7 @@ impl Default for ImageOptions {
             discard: true,
             pass_discard: PassDiscard::default(),
             discard_no_unref: false,
+            pass_over_snapshots: false,
             #[cfg(feature = "encryption")]
             secrets: Secrets::default(),
             snapshot: None,
@@ -215,6 +217,14 @@ impl ImageOptions {
     /// can't.
     pub fn discard_no_unref(mut self, on: bool) -> Self {
         self.discard_no_unref = on;
+        self
+    }
+
+    /// Whether an image may be written to in which the L1 table of a snapshot can't be one, by its size or its place. The default is
+    /// that this is refused: nobody can say then whether a write would go to one of the snapshot's own tables. On, such a snapshot is
+    /// passed over, and only refcounts protect what it has.
+    pub fn pass_over_snapshots(mut self, on: bool) -> Self {
+        self.pass_over_snapshots = on;
         self
     }
 

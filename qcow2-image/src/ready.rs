@@ -3,11 +3,12 @@
 use qcow2_cache::sync::atomic::Ordering;
 use qcow2_cache::sync::lock;
 use qcow2_cache::{Kinds, MetadataError, OverlapMap};
+use qcow2_format::geometry::MAX_L1_BYTES;
 use qcow2_format::snapshot::MAX_TABLE_BYTES;
-use qcow2_format::{Header, HostOffset, L1Entry, Snapshot};
+use qcow2_format::{Geometry, Header, HostOffset, L1Entry, Snapshot, SnapshotError};
 use qcow2_io::{ExtentKind, Storage};
 
-use crate::{Image, ImageError};
+use crate::{Image, ImageError, SnapshotL1Problem};
 
 /// Tables of snapshots are read in pieces of this many bytes.
 const PIECE: u64 = 1 << 20;
@@ -59,7 +60,6 @@ impl Image {
         let map = self.meta.overlap();
         let geometry = self.geometry;
         let cluster = geometry.cluster_size();
-        let storage = &**self.meta.storage();
         let add = |offset, len, kinds| map.add(offset, len, kinds).map_err(MetadataError::from);
         add(HostOffset::new(0), cluster, Kinds::MAIN_HEADER)?;
         add(header.l1_table_offset, self.l1.len() * 8, Kinds::ACTIVE_L1)?;
@@ -78,36 +78,45 @@ impl Image {
             add(crypto.offset, crypto.len_bytes, Kinds::CRYPTO_HEADER)?;
         }
         if header.snapshot_count > 0 {
-            chart_snapshots(storage, header, map)?;
+            self.chart_snapshots(header)?;
         }
         Ok(())
     }
+
+    /// Notes where snapshots have their tables.
+    pub(crate) fn chart_snapshots(&self, header: &Header) -> Result<(), ImageError> {
+        let storage = &**self.meta.storage();
+        chart_snapshots(
+            storage,
+            header,
+            self.meta.overlap(),
+            self.pass_over_snapshots,
+        )
+    }
 }
 
-pub(crate) fn chart_snapshots(
+fn chart_snapshots(
     storage: &dyn Storage,
     header: &Header,
     map: &OverlapMap,
+    pass_over: bool,
 ) -> Result<(), ImageError> {
     let geometry = header.geometry;
     let offset = header.snapshot_table_offset;
     let (snapshots, len) = read_snapshots(storage, header)?;
     let add = |offset, len, kinds| map.add(offset, len, kinds).map_err(MetadataError::from);
     add(offset, len, Kinds::SNAPSHOT_TABLE)?;
-    let mut tables: Vec<(HostOffset, u64)> = snapshots
+    let mut tables: Vec<(HostOffset, u32)> = snapshots
         .iter()
-        .map(|snapshot| (snapshot.l1_table_offset, u64::from(snapshot.l1_entries) * 8))
+        .map(|snapshot| (snapshot.l1_table_offset, snapshot.l1_entries))
         .collect();
     tables.sort_unstable();
     tables.dedup();
-    for (offset, len) in tables {
-        if len > qcow2_format::geometry::MAX_L1_BYTES || !geometry.is_cluster_aligned(offset) {
-            return Err(ImageError::Refused {
-                what: "the L1 table of a snapshot",
-                offset,
-                detail: format!("{len} bytes, or the place, are not allowed"),
-            });
-        }
+    for (offset, entries) in tables {
+        let len = match snapshot_l1_len(geometry, offset, entries) {
+            Err(_) if pass_over => continue,
+            len => len?,
+        };
         add(offset, len, Kinds::INACTIVE_L1)?;
         for_each_entry(storage, offset, len, |bits| {
             let table = L1Entry::from_bits(bits).l2_table();
@@ -118,6 +127,28 @@ pub(crate) fn chart_snapshots(
         })?;
     }
     Ok(())
+}
+
+/// Bytes of a snapshot's L1 table, if it can be one.
+pub(crate) fn snapshot_l1_len(
+    geometry: Geometry,
+    offset: HostOffset,
+    entries: u32,
+) -> Result<u64, ImageError> {
+    let len = u64::from(entries) * 8;
+    let ends = offset.get().checked_add(len);
+    let problem = if len > MAX_L1_BYTES {
+        SnapshotL1Problem::TooLarge
+    } else if !geometry.is_cluster_aligned(offset) || ends.is_none_or(|end| end > i64::MAX as u64) {
+        SnapshotL1Problem::Place
+    } else {
+        return Ok(len);
+    };
+    Err(ImageError::SnapshotL1 {
+        offset,
+        entries,
+        problem,
+    })
 }
 
 /// The snapshot table, and its length in bytes.
@@ -147,12 +178,28 @@ pub(crate) fn read_snapshots(
                 Err(error) => break Err(error),
             }
         };
-        match result {
+        let source = match result {
             Ok(()) => return Ok((snapshots, at as u64)),
             // Names may be long.
-            Err(_) if len < left => len = (len * 2).min(left),
-            Err(error) => return Err(error.into()),
-        }
+            Err(SnapshotError::Truncated { .. }) if len < left => {
+                len = (len * 2).min(left);
+                continue;
+            }
+            Err(SnapshotError::Truncated { needed, .. })
+                if at as u64 + needed > MAX_TABLE_BYTES =>
+            {
+                SnapshotError::TableTooLarge {
+                    found: at as u64 + needed,
+                    limit: MAX_TABLE_BYTES,
+                }
+            }
+            Err(error) => error,
+        };
+        return Err(ImageError::SnapshotEntry {
+            entry: snapshots.len() as u64,
+            count: header.snapshot_count.into(),
+            source,
+        });
     }
 }
 

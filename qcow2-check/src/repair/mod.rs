@@ -40,6 +40,7 @@ use thiserror::Error;
 
 use crate::{ByteRange, Finding, Monitor, Report};
 
+pub use crate::snapshots::SnapshotCut;
 pub use action::{Action, ActionKind, Effect};
 pub use apply::{Applied, ApplyError};
 pub use key::{DataCipher, Key, KeyError};
@@ -105,6 +106,18 @@ pub enum RefcountRepair {
     Anew,
 }
 
+/// How a snapshot table is read whose entries, or whose lengths, go beyond the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SnapshotTables {
+    /// Lengths that can't be right are corrected by what the entries look like. What only entries led to for which there is no room
+    /// stays as [`Orphans`] says.
+    #[default]
+    Searched,
+    /// All lengths are what they say: of too much extra data the end goes, and entries for which there is no room go with all that
+    /// only they led to. So does QEMU; names that lie where they would be by other lengths are lost.
+    AsWritten,
+}
+
 /// How to repair.
 #[derive(Clone, Copy)]
 pub struct RepairOptions<'a> {
@@ -126,6 +139,8 @@ pub struct RepairOptions<'a> {
     pub refcounts: RefcountRepair,
     /// What moves encrypted clusters. Without it they stay where they are, and what is wrong with that is left.
     pub key: Option<&'a dyn Key>,
+    /// Snapshot tables beyond the limits.
+    pub snapshot_tables: SnapshotTables,
 }
 
 impl Default for RepairOptions<'_> {
@@ -140,6 +155,7 @@ impl Default for RepairOptions<'_> {
             orphans: Orphans::Snapshot,
             refcounts: RefcountRepair::InPlace,
             key: None,
+            snapshot_tables: SnapshotTables::Searched,
         }
     }
 }
@@ -155,6 +171,7 @@ impl fmt::Debug for RepairOptions<'_> {
             .field("orphans", &self.orphans)
             .field("refcounts", &self.refcounts)
             .field("key", &self.key.is_some())
+            .field("snapshot_tables", &self.snapshot_tables)
             .finish_non_exhaustive()
     }
 }
@@ -206,6 +223,8 @@ pub struct Plan<'a> {
     identity: u64,
     actions: Vec<Action>,
     before: Report,
+    cuts: Vec<SnapshotCut>,
+    before_without: Option<Report>,
     after: Report,
     kept_orphans: bool,
     wants_key: bool,
@@ -244,6 +263,17 @@ impl<'a> Plan<'a> {
     /// The check of the image as it is.
     pub fn before(&self) -> &Report {
         &self.before
+    }
+
+    /// What goes of a snapshot table beyond the limits that is taken [as it is written](SnapshotTables::AsWritten).
+    pub fn snapshot_cuts(&self) -> &[SnapshotCut] {
+        &self.cuts
+    }
+
+    /// Where there are [such](Self::snapshot_cuts): the check of the image as it is but without them. Refcounts of what only they led to
+    /// are leaks there.
+    pub fn before_without_cuts(&self) -> Option<&Report> {
+        self.before_without.as_ref()
     }
 
     /// The check of the image as it will be: what it still finds is left.

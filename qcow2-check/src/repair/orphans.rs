@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use qcow2_format::header::MAX_SNAPSHOTS;
 use qcow2_format::{HostOffset, L1Entry, L2Entry, Snapshot};
 
 use super::action::{Action, ActionKind, Effect};
@@ -49,6 +48,7 @@ pub(super) fn keep(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
 
 fn keep_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanError> {
     let overlay = Arc::clone(&planner.overlay);
+    let run = planner.look(run);
     let Some(loaded) = load::load(&*overlay, &run) else {
         return Err(hopeless(run));
     };
@@ -84,10 +84,11 @@ fn keep_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
         planner.hidden = false;
         return Ok(());
     }
-    let mut known = snapshots::read(image).snapshots;
-    if known.len() >= MAX_SNAPSHOTS as usize {
+    let table = snapshots::read(image);
+    if !table.has_room() {
         return Ok(());
     }
+    let mut known = table.snapshots;
     known.push(snapshot(planner, image, &found, &known)?);
     snapshots::rewrite(planner, header, &known)?;
     let size = image.cluster_size();

@@ -9,10 +9,12 @@ use qcow2_io::{Operation, Storage};
 use super::action::{Action, ActionKind, Actions};
 use super::overlay::Overlay;
 use super::undo::{self, UndoError};
-use super::{Level, Orphans, Plan, PlanError, RepairOptions};
+use super::{Level, Orphans, Plan, PlanError, RepairOptions, SnapshotTables};
 use super::{bits, header, orphans, refcounts, rounds, salvage};
+use crate::check::check_as_written;
 use crate::image::Image;
-use crate::{Code, Finding, Options, Report, Severity, Structure, Verdict, check};
+use crate::snapshots::{SnapshotCut, read_as_written};
+use crate::{Code, Finding, Options, Report, Run, Severity, Structure, Verdict, check, load};
 
 /// Bytes that any file may grow by.
 const GROWTH_MIN: u64 = 64 << 20;
@@ -155,6 +157,34 @@ impl<'a, 'o> Planner<'a, 'o> {
     fn after(&self) -> Report {
         check(&*self.overlay, &self.check_options())
     }
+
+    /// A look at the picture, its snapshot table read as the options say.
+    pub(super) fn look<'r>(&self, run: Run<'r>) -> Run<'r> {
+        match self.options.snapshot_tables {
+            SnapshotTables::Searched => run,
+            SnapshotTables::AsWritten => run.as_written(),
+        }
+    }
+}
+
+/// What will go of a snapshot table that is taken as it is written, and a check without that.
+fn cuts(planner: &Planner<'_, '_>, before: &Report) -> (Vec<SnapshotCut>, Option<Report>) {
+    let options = planner.options;
+    if options.snapshot_tables != SnapshotTables::AsWritten
+        || options.level == Level::Leaks
+        || before.total(Code::SnapshotTableUnreadable) == 0
+    {
+        return (Vec::new(), None);
+    }
+    let checks = planner.check_options();
+    let cuts = Run::start(&checks, |run| {
+        let loaded = load::load(&*planner.overlay, &run.as_written())?;
+        let table = read_as_written(&loaded.image).ok()?;
+        Some(table.cuts)
+    });
+    let cuts = cuts.flatten().unwrap_or_default();
+    let without = (!cuts.is_empty()).then(|| check_as_written(&*planner.overlay, &checks));
+    (cuts, without)
 }
 
 pub(super) fn make<'a>(
@@ -171,6 +201,7 @@ pub(super) fn make<'a>(
     if planner.is_cancelled() {
         return Err(PlanError::Cancelled);
     }
+    let (cuts, before_without) = cuts(&planner, &before);
     let mut after = None;
     if options.level == Level::Leaks {
         if before.complete && before.verdict() != Verdict::Sound && is_whole(&planner)? {
@@ -252,6 +283,8 @@ pub(super) fn make<'a>(
         identity,
         actions: actions.finish(),
         before,
+        cuts,
+        before_without,
         after,
         kept_orphans: kept || hidden && leaks,
         wants_key,

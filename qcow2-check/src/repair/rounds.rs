@@ -64,6 +64,7 @@ pub(super) fn mend(planner: &mut Planner<'_, '_>) -> Result<(), PlanError> {
 /// One round. Tells whether there may be more to do.
 fn round(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<bool, PlanError> {
     let overlay = Arc::clone(&planner.overlay);
+    let run = planner.look(run);
     let Some(loaded) = load::load(&*overlay, &run) else {
         return Err(hopeless(run));
     };

@@ -1,5 +1,8 @@
 //! The snapshot table: entries that can be mended are, and those whose L1 table can't be found go.
 
+mod as_written;
+mod search;
+
 use qcow2_format::header::{Header, MAX_SNAPSHOTS, Version};
 use qcow2_format::snapshot::{MAX_TABLE_BYTES, MIN_EXTRA_DATA_LEN_V3, encode_table};
 use qcow2_format::{HostOffset, Snapshot};
@@ -12,9 +15,6 @@ use crate::{Place, Structure};
 
 /// Where the header says how many snapshots there are, and where: 4 and 8 bytes.
 const FIELDS: u64 = 60;
-/// Bytes of the table read at once; an entry is shorter.
-const READ_BYTES: usize = 256 << 10;
-const ENTRY_BYTES_MAX: usize = 136 << 10;
 
 /// What becomes of the table.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Table {
     pub(super) snapshots: Vec<Snapshot>,
     actions: Vec<Action>,
     hidden: bool,
+    /// Bytes of the table that the snapshots make, the last one without padding.
+    len: u64,
     /// Bytes that the file must have so that all L1 tables lie in it.
     grow: u64,
 }
@@ -32,205 +34,49 @@ pub(super) fn read(image: &Image<'_>) -> Table {
     let header = &image.header;
     let offset = header.snapshot_table_offset.get();
     let count = header.snapshot_count;
-    let place = || Place::of(Structure::SnapshotTable).at(offset, 0);
     if count == 0 {
         return table;
     }
-    if !image
+    let is_aligned = image
         .geometry
-        .is_cluster_aligned(header.snapshot_table_offset)
-        || offset == 0
-        || offset >= image.file_len()
-    {
+        .is_cluster_aligned(header.snapshot_table_offset);
+    let is_inside = offset < image.file_len() || image.as_written;
+    if !is_aligned || offset == 0 || !is_inside || offset >> 63 != 0 {
+        let place = Place::of(Structure::SnapshotTable).at(offset, 0);
         let reason = format!("{count} snapshots, and their table would start at {offset:#x}");
-        table.lose(place(), reason);
+        table.lose(place, reason);
         return table;
     }
-    if count > MAX_SNAPSHOTS {
-        let reason = format!("{count} snapshots, at most {MAX_SNAPSHOTS} are allowed");
-        table
-            .actions
-            .push(Action::new(ActionKind::MendSnapshot, place(), reason));
-    }
-    let mut at = offset;
-    let mut buffer = vec![0; READ_BYTES];
-    let (mut base, mut filled) = (at, 0);
-    for number in 0..u64::from(count.min(MAX_SNAPSHOTS)) {
-        at = at.next_multiple_of(8);
-        let ahead = usize::try_from(at - base).unwrap_or(usize::MAX);
-        if filled < ahead || filled - ahead < ENTRY_BYTES_MAX {
-            base = at;
-            filled = image.reader.read_ahead(&mut buffer, 1, base).unwrap_or(0);
-            if filled == 0 {
-                table.lose(place(), "the rest of the table can't be read".to_owned());
-                break;
-            }
-        }
-        let from = usize::try_from(at - base).unwrap_or(usize::MAX);
-        let here = buffer.get(from..filled).unwrap_or_default();
-        let is_last = number + 1 == u64::from(count.min(MAX_SNAPSHOTS));
-        if let Some((snapshot, len)) = with_other_length(image, here, is_last) {
-            let reason = format!("entry {number} has {len} bytes, by its id and what follows");
-            let place = place().entry(number).snapshot(Some(number));
-            table
-                .actions
-                .push(Action::new(ActionKind::MendSnapshot, place, reason));
-            table.judge(image, snapshot, number);
-            at += len as u64;
-            continue;
-        }
-        let Ok((mut snapshot, len)) = Snapshot::decode_truncating(here).or_else(|_| fixed(here))
-        else {
-            table.lose(place().entry(number), format!("there is no entry {number}"));
-            break;
-        };
-        let whole = Snapshot::decode(here).is_ok();
-        let ends = at.saturating_add(len as u64) <= image.file_len();
-        if !(is_blank(&snapshot) || whole && ends) {
-            // Its lengths are wrong, and so are its names; its L1 table may be right.
-            snapshot.id = (number + 1).to_string().into_bytes();
-            snapshot.name = format!("recovered-{}", number + 1).into_bytes();
-            snapshot.extra_data.truncate(24);
-            let reason = format!("the lengths in entry {number} are wrong: its name is lost");
-            let place = place().entry(number).snapshot(Some(number));
-            table
-                .actions
-                .push(Action::new(ActionKind::MendSnapshot, place, reason));
-            table.judge(image, snapshot, number);
-            let steps = (from + 40..from + RESYNC).step_by(8);
-            let next = steps.clone().find(|next| {
-                let bytes = buffer.get(*next..).unwrap_or_default();
-                Snapshot::decode(bytes).is_ok_and(|(next, _)| is_plausible(image, &next))
-            });
-            match next {
-                Some(next) => at += (next - from) as u64,
-                None if number + 1 < u64::from(count) => {
-                    let what = "the entries behind it can't be found";
-                    table.lose(
-                        Place::of(Structure::SnapshotTable).entry(number + 1),
-                        what.to_owned(),
-                    );
-                    break;
-                }
-                None => break,
-            }
-            continue;
-        }
-        let beyond = at.saturating_add(len as u64) - offset > MAX_TABLE_BYTES;
-        if beyond || at >= image.file_len() || is_blank(&snapshot) {
-            // Nothing is lost by that: there is nothing. But if that is so of all entries, the table may be elsewhere.
-            table.hidden |= number == 0;
-            let reason = format!("there is no entry {number}, the table ends before it");
-            let place = place().entry(number);
-            let action = Action::new(ActionKind::DropSnapshot, place, reason);
-            table.actions.push(action);
-            break;
-        }
-        at += len as u64;
-        table.judge(image, snapshot, number);
+    if image.as_written {
+        as_written::read(image, &mut table);
+    } else {
+        search::read(image, &mut table);
     }
     table
 }
 
-/// Bytes behind a broken entry in which the next one is searched for.
-const RESYNC: usize = 8 << 10;
-
-/// The fixed part of an entry, as much as it says of the L1 table.
-fn fixed(bytes: &[u8]) -> Result<(Snapshot, usize), ()> {
-    let mut short: Vec<u8> = bytes.get(..40).ok_or(())?.to_vec();
-    // Neither id nor name nor extra data.
-    for at in (12..16).chain(36..40) {
-        if let Some(byte) = short.get_mut(at) {
-            *byte = 0;
-        }
-    }
-    Snapshot::decode(&short).map_err(|_| ())
-}
-
-/// Where the lengths of an entry's parts stand: id and name (2 bytes each), extra data (4).
-const NAMES_LEN: std::ops::Range<usize> = 12..16;
-const EXTRA_LEN: std::ops::Range<usize> = 36..40;
-/// Lengths that extra data has had.
-const EXTRA_LENS: [u32; 3] = [24, 16, 0];
-/// Digits that an id may have.
-const ID_MAX: usize = 20;
-/// Longest name that is looked for.
-const NAME_MAX: usize = 1023;
-
-/// The first entry of `bytes` and its length, if it makes sense with one other length only: by that its id is a number, and the next
-/// entry is where it should be.
-fn with_other_length(image: &Image<'_>, bytes: &[u8], is_last: bool) -> Option<(Snapshot, usize)> {
-    let sound = |bytes: &[u8]| {
-        let (snapshot, len) = Snapshot::decode(bytes).ok()?;
-        let next = bytes.get(len.next_multiple_of(8)..)?;
-        let follows = || Snapshot::decode(next).is_ok_and(|(next, _)| is_plausible(image, &next));
-        let id = !snapshot.id.is_empty() && snapshot.id.iter().all(u8::is_ascii_digit);
-        let name = !snapshot.name.contains(&0);
-        (id && name && (is_last || follows())).then_some((snapshot, len))
-    };
-    if sound(bytes).is_some() {
-        return None;
-    }
-    let mut tried = bytes.get(..RESYNC.min(bytes.len()))?.to_vec();
-    for len in EXTRA_LENS {
-        let field = tried.get_mut(EXTRA_LEN)?;
-        field.copy_from_slice(&len.to_be_bytes());
-        let found = sound(&tried).filter(|(snapshot, _)| is_plausible(image, snapshot));
-        if found.is_some() {
-            return found;
-        }
-    }
-    tried
-        .get_mut(EXTRA_LEN)?
-        .copy_from_slice(bytes.get(EXTRA_LEN)?);
-    let extra = u32::from_be_bytes(bytes.get(EXTRA_LEN)?.try_into().ok()?);
-    let start = usize::try_from(extra).ok()?.checked_add(40)?;
-    // Names end where the padding or the next entry begins, both with a zero.
-    let names = bytes.get(start..)?;
-    let names = names.iter().take(ID_MAX + NAME_MAX);
-    let names: Vec<u8> = names.take_while(|byte| **byte != 0).copied().collect();
-    let digits = names
-        .iter()
-        .take_while(|byte| byte.is_ascii_digit())
-        .count();
-    let said = u16::from_be_bytes(bytes.get(12..14)?.try_into().ok()?);
-    [usize::from(said), digits.min(ID_MAX)]
-        .into_iter()
-        .find_map(|id| {
-            let name = u16::try_from(names.len().checked_sub(id)?).ok()?;
-            let id = u16::try_from(id).ok()?;
-            let both = [id.to_be_bytes(), name.to_be_bytes()].concat();
-            tried.get_mut(NAMES_LEN)?.copy_from_slice(&both);
-            sound(&tried).filter(|(snapshot, _)| is_plausible(image, snapshot))
-        })
-}
-
-/// Whether an entry found by searching is one.
-fn is_plausible(image: &Image<'_>, snapshot: &Snapshot) -> bool {
-    let l1 = snapshot.l1_table_offset;
-    !snapshot.id.is_empty()
-        && snapshot.id.len() <= 20
-        && snapshot.id.iter().all(u8::is_ascii_digit)
-        && l1.get() != 0
-        && image.geometry.is_cluster_aligned(l1)
-        && snapshot.l1_entries > 0
-        && image.is_inside(l1.get(), u64::from(snapshot.l1_entries) * 8)
-}
-
-/// Whether this is no snapshot: every one has an id.
-fn is_blank(snapshot: &Snapshot) -> bool {
-    snapshot.id.is_empty() && snapshot.name.is_empty()
-}
+/// Bytes that suffice for an entry whose name and id are short.
+const SHORT_ENTRY_BYTES: u64 = 256;
 
 impl Table {
+    /// Whether one more snapshot with a short name can be added.
+    pub(super) fn has_room(&self) -> bool {
+        self.snapshots.len() < MAX_SNAPSHOTS as usize
+            && self.len + SHORT_ENTRY_BYTES <= MAX_TABLE_BYTES
+    }
+
     fn lose(&mut self, place: Place, reason: String) {
-        let action = Action::new(ActionKind::DropSnapshot, place, reason);
+        self.lose_many(place, reason, 1);
+    }
+
+    fn lose_many(&mut self, place: Place, reason: String, count: u64) {
+        let action = Action::new(ActionKind::DropSnapshot, place, reason).times(count.max(1));
         self.actions.push(action.effect(Effect::Lost));
         self.hidden = true;
     }
 
-    /// Takes a snapshot as it is, mended, or not at all.
-    fn judge(&mut self, image: &Image<'_>, mut snapshot: Snapshot, number: u64) {
+    /// Takes a snapshot as it is, mended, or not at all. Tells whether the largest table has room for it.
+    fn judge(&mut self, image: &Image<'_>, mut snapshot: Snapshot, number: u64) -> bool {
         let place = || {
             Place::of(Structure::SnapshotTable)
                 .entry(number)
@@ -241,7 +87,7 @@ impl Table {
             let reason = format!("{name:?}: an image with an external data file can't have any");
             let action = Action::new(ActionKind::DropSnapshot, place(), reason);
             self.actions.push(action.effect(Effect::Lost));
-            return;
+            return true;
         }
         let geometry = image.geometry;
         let l1 = snapshot.l1_table_offset;
@@ -269,7 +115,7 @@ impl Table {
         if !found {
             let reason = format!("{name:?}: its L1 table would be at {l1}, {len} bytes");
             self.lose(place(), reason);
-            return;
+            return true;
         }
         let end = l1.get().saturating_add(len);
         if len > 0 && !image.is_inside(l1.get(), len) {
@@ -287,16 +133,23 @@ impl Table {
         if image.header.version == Version::V3 && snapshot.extra_data.len() < MIN_EXTRA_DATA_LEN_V3
         {
             reasons.push("it lacks 64-bit sizes".to_owned());
-            let state = snapshot.vm_state_size();
-            snapshot.extra_data = [state, disk].iter().flat_map(|n| n.to_be_bytes()).collect();
+            let words = [snapshot.vm_state_size(), disk, u64::MAX];
+            snapshot.extra_data = words.iter().flat_map(|n| n.to_be_bytes()).collect();
         }
         mend_sizes(image, &mut snapshot, &mut reasons);
+        let entry = 40 + snapshot.extra_data.len() + snapshot.id.len() + snapshot.name.len();
+        let len = self.len.next_multiple_of(8) + entry as u64;
+        if len > MAX_TABLE_BYTES {
+            return false;
+        }
+        self.len = len;
         if !reasons.is_empty() {
             let reason = format!("{name:?}: {}", reasons.join(", "));
             let action = Action::new(ActionKind::MendSnapshot, place(), reason);
             self.actions.push(action.effect(Effect::None));
         }
         self.snapshots.push(snapshot);
+        true
     }
 }
 
@@ -312,6 +165,10 @@ pub(super) fn needed_entries(image: &Image<'_>, snapshot: &Snapshot) -> u64 {
 fn mend_sizes(image: &Image<'_>, snapshot: &mut Snapshot, reasons: &mut Vec<String>) {
     let geometry = image.geometry;
     let entries = u64::from(snapshot.l1_entries);
+    if entries == 0 && image.as_written {
+        // It has no table, and can do without.
+        return;
+    }
     let current = image.header.virtual_size();
     let disk = snapshot.disk_size().unwrap_or(current);
     let state = snapshot.vm_state_size();
@@ -320,7 +177,11 @@ fn mend_sizes(image: &Image<'_>, snapshot: &mut Snapshot, reasons: &mut Vec<Stri
         return;
     }
     // The table's last cluster has room for more entries than are counted: then the count is what is wrong.
-    let room = geometry.clusters_for((entries * 8).max(1)) * geometry.cluster_size() / 8;
+    let room = match snapshot.l1_table_offset.get() {
+        // That is the header.
+        0 => 0,
+        _ => geometry.clusters_for((entries * 8).max(1)) * geometry.cluster_size() / 8,
+    };
     let needed = for_disk.saturating_add(geometry.l1_entries_for(state));
     if needed <= room
         && let Ok(needed) = u32::try_from(needed)

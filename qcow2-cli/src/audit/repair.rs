@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use qcow2_check::Verdict;
 use qcow2_check::repair::{
-    self, Effect, Level, Orphans, Plan, RefcountRepair, RepairOptions, StaleBitmaps,
-    default_undo_path, read_undo,
+    self, Effect, Level, Orphans, Plan, RefcountRepair, RepairOptions, SnapshotTables,
+    StaleBitmaps, default_undo_path, read_undo,
 };
 use qcow2_image::{References, RepairKey};
 use qcow2_io::cipher::Secret;
@@ -218,6 +218,7 @@ fn options<'a>(
         },
         orphans: request.orphans,
         refcounts: RefcountRepair::InPlace,
+        snapshot_tables: SnapshotTables::Searched,
         key: key.map(|key| key as &dyn repair::Key),
     }
 }

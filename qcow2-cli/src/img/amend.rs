@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use qcow2_image::create::CreateError;
 use qcow2_image::luks::LuksError;
-use qcow2_image::{AmendError, AmendOptions, Image};
+use qcow2_image::{AmendError, AmendOptions, Image, ImageError};
 use qcow2_io::Storage;
 
 use super::args::{self, Common, Failure};
 use super::creation;
 use super::progress::{Parts, Progress};
-use crate::node::Access;
+use crate::node::{self, Access};
 use crate::words::getopt::{Long, Spec};
 use crate::words::{keyval, system};
 use crate::{Console, Objects, say};
@@ -301,6 +301,12 @@ fn set<'a>(
 }
 
 fn refusal(error: &AmendError) -> Failure {
+    if let AmendError::Image(image @ ImageError::SnapshotL1 { problem, .. }) = error {
+        let errno = system::text(system::of_kind(image.kind()));
+        return Failure::new(node::snapshot_l1_text(*problem)).then(Failure::new(format_args!(
+            "Failed to turn zero into data clusters: {errno}"
+        )));
+    }
     Failure::new(match error {
         AmendError::UnknownOption { option } => format!("Invalid parameter '{option}'"),
         AmendError::Value(CreateError::UnknownValue {

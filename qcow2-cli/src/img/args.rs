@@ -49,6 +49,13 @@ impl Failure {
         self
     }
 
+    /// Another failure told behind it, which was its consequence.
+    pub(crate) fn then(mut self, next: Self) -> Self {
+        self.hints.push(format!("qemu-img: {}", next.text));
+        self.hints.extend(next.hints);
+        self
+    }
+
     /// Without an empty name before its text.
     pub(crate) fn without_name(mut self) -> Self {
         if let Some(text) = self.text.strip_prefix(": ") {

@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use qcow2_check::repair::Level;
 use qcow2_check::{Counts, Report};
+use qcow2_format::HeaderError;
 use qcow2_io::Storage;
+use rustix::io::Errno;
 
 use super::args::{self, Common, Failure, Output};
-use crate::node::{Access, Node};
+use crate::node::{self, Access, Node, SnapshotRefusal};
 use crate::words::dict::Value;
 use crate::words::getopt::{Long, Spec};
 use crate::words::system;
@@ -89,11 +91,17 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     };
     let access = Access {
         force_share,
+        for_check: true,
         ..Access::read()
     };
     let node = common.open(name, format.as_deref(), &access)?;
-    if node.image().is_none() {
+    if node.image().is_none() && node.driver != "qcow2" {
         return Err(Failure::new("This image format does not support checks").code(NO_CHECKER));
+    }
+    if level < Some(Level::All)
+        && let Some(refusal) = node::snapshot_refusal(&node)
+    {
+        return Err(snapshots_refused(&refusal));
     }
     let unknown = node
         .image()
@@ -142,6 +150,35 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }))
 }
 
+/// A check that ends before it begins, since the snapshots can't be read.
+fn snapshots_refused(refusal: &SnapshotRefusal) -> Failure {
+    let (text, hints, errno) = match refusal {
+        SnapshotRefusal::Table(error) => (
+            format!("failed to read the snapshot table: {}", error.text),
+            error.hints.clone(),
+            Errno::FBIG,
+        ),
+        SnapshotRefusal::Header(HeaderError::TableTooLarge { found, limit, .. }) => {
+            let overhanging = found.saturating_sub(*limit);
+            let hint = format!(
+                "You can force-remove all {overhanging} overhanging snapshots with qemu-img check -r all"
+            );
+            let text = "snapshot table too large".to_owned();
+            (text, vec![hint], Errno::FBIG)
+        }
+        SnapshotRefusal::Header(_) => {
+            let text = "snapshot table offset invalid".to_owned();
+            (text, Vec::new(), Errno::INVAL)
+        }
+    };
+    let failure = Failure::new(format_args!("ERROR {text}"));
+    let failure = hints.into_iter().fold(failure, Failure::hint);
+    failure.then(Failure::new(format_args!(
+        "Check failed: {}",
+        system::text(errno)
+    )))
+}
+
 /// The file that an image lies in.
 fn file_of(node: &Node) -> std::sync::Arc<dyn Storage> {
     node.child("file")
@@ -170,7 +207,10 @@ fn mend(
         Failure::new(format_args!("Check failed: {}", mend::with_causes(error)))
     };
     let plan = mend::plan(&*file, level).map_err(|error| failed(&error))?;
-    let before = plan.before().counts;
+    let mut before = mend::found_before(&plan).counts;
+    for cut in plan.snapshot_cuts() {
+        before.corruptions = before.corruptions.saturating_add(cut.entries());
+    }
     let after = plan.after().counts;
     if level == Level::Leaks && mend::lacks_refcounts(plan.before()) {
         mend::tell(&*file, plan.before());

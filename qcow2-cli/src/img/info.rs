@@ -334,10 +334,9 @@ impl ImageFacts {
 }
 
 fn snapshot_value(one: &SnapshotInfo) -> Value {
-    let text = |bytes: &[u8]| Value::from(String::from_utf8_lossy(bytes).into_owned());
     let mut members = vec![
-        ("id", text(&one.id)),
-        ("name", text(&one.name)),
+        ("id", snapshot::id(one).into()),
+        ("name", snapshot::name(one).into()),
         ("vm-state-size", one.vm_state_size.into()),
         ("date-sec", one.date.as_secs().into()),
         ("date-nsec", one.date.subsec_nanos().into()),

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use qcow2_image::{ImageError, SnapshotInfo, SnapshotKey, SnapshotOptions};
+use rustix::io::Errno;
 
 use super::args::{self, Common, Failure};
-use crate::node::{Access, Node};
+use crate::node::{self, Access, Node};
 use crate::words::getopt::{Long, Spec};
 use crate::words::{size, system};
 use crate::{Console, say};
@@ -155,6 +156,22 @@ fn list(node: &Node, console: &Console) {
     }
 }
 
+/// An id as it is shown: up to a zero, and not all of a long one.
+pub(super) fn id(one: &SnapshotInfo) -> String {
+    shown(&one.id, 127)
+}
+
+/// A name as it is shown.
+pub(super) fn name(one: &SnapshotInfo) -> String {
+    shown(&one.name, 255)
+}
+
+fn shown(bytes: &[u8], max: usize) -> String {
+    let shown = bytes.iter().take_while(|byte| **byte != 0).take(max);
+    let shown: Vec<u8> = shown.copied().collect();
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
 /// The lines of a list.
 pub(super) fn table(snapshots: &[SnapshotInfo]) -> String {
     let mut text = format!(
@@ -177,8 +194,8 @@ pub(super) fn table(snapshots: &[SnapshotInfo]) -> String {
         _ = writeln!(
             text,
             "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}",
-            String::from_utf8_lossy(&one.id),
-            String::from_utf8_lossy(&one.name),
+            id(one),
+            name(one),
             size::human(one.vm_state_size),
             system::local_time(one.date),
             clock,
@@ -201,7 +218,21 @@ fn create(node: &Node, name: &str) -> Result<(), Failure> {
     options.vm_clock = Duration::ZERO;
     match image.create_snapshot(&options) {
         Ok(_) => Ok(()),
-        Err(error) => Err(wrap(system::describe(&error))),
+        Err(error) => Err(wrap(words(&error))),
+    }
+}
+
+/// Why a snapshot can't be taken, in the system's words.
+fn words(error: &ImageError) -> String {
+    match error {
+        ImageError::Uncounted {
+            can_be_counted: true,
+            ..
+        } => system::text(Errno::AGAIN),
+        ImageError::Uncounted { .. } | ImageError::Snapshots(_) => {
+            system::text(system::of_kind(error.kind()))
+        }
+        error => system::describe(error),
     }
 }
 
@@ -220,6 +251,11 @@ fn apply(node: &Node, name: &str) -> Result<(), Failure> {
             ImageError::NoSnapshot { .. } => {
                 wrap("Failed to load snapshot: No such file or directory")
             }
+            ImageError::SnapshotL1 { problem, .. } => {
+                let errno = system::text(system::of_kind(error.kind()));
+                let last = wrap(&format!("Failed to load snapshot: {errno}"));
+                Failure::new(node::snapshot_l1_text(problem)).then(last)
+            }
             error => wrap(&system::describe(&error)),
         })
 }
@@ -233,6 +269,7 @@ fn delete(node: &Node, name: &str) -> Result<(), Failure> {
         .delete_snapshot(&key(name))
         .map_err(|error| match error {
             ImageError::NoSnapshot { .. } => wrap(missing),
+            ImageError::SnapshotL1 { problem, .. } => wrap(node::snapshot_l1_text(problem)),
             error => {
                 let left = image.snapshots().unwrap_or_default();
                 let is_left = left

@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::time::Instant;
 
-use qcow2_image::Image;
+use qcow2_image::{Image, ImageError};
 use qcow2_io::codec::Level;
 use qcow2_io::{Operation, Storage, StorageError, StorageErrorKind, ZeroFlags};
 use rustix::io::Errno;
@@ -406,7 +406,7 @@ pub(super) fn write(session: &mut Session<'_>, _command: &Command, parsed: &Pars
     let began = Instant::now();
     let outcome = if switches.zeros {
         disk.zero(offset, len, zero_flags(&switches), switches.durable)
-            .map_err(|error| system::describe(&error))
+            .map_err(|error| of_write(session, &error))
     } else if switches.vm_state {
         match &disk.image {
             Some(image) => image
@@ -418,9 +418,25 @@ pub(super) fn write(session: &mut Session<'_>, _command: &Command, parsed: &Pars
         compress(&disk, bytes, offset)
     } else {
         disk.write(&parts, offset, switches.durable)
-            .map_err(|error| system::describe(&error))
+            .map_err(|error| of_write(session, &error))
     };
     finish_write(session, "write", &switches, offset, len, began, outcome)
+}
+
+/// Why a write failed. That tables of snapshots are missed is told first.
+fn of_write(session: &Session<'_>, error: &StorageError) -> String {
+    let text = system::describe(error);
+    let cause = std::error::Error::source(error).and_then(|cause| {
+        let image = cause.downcast_ref::<std::io::Error>()?.get_ref()?;
+        image.downcast_ref::<ImageError>()
+    });
+    if let Some(ImageError::SnapshotL1 { .. }) = cause {
+        complain!(
+            session.console,
+            "qemu-io: Failed to flush the refcount block cache: {text}"
+        );
+    }
+    text
 }
 
 fn zero_flags(switches: &Switches) -> ZeroFlags {

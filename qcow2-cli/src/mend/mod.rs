@@ -4,7 +4,9 @@ mod words;
 
 use std::error::Error;
 
-use qcow2_check::repair::{self, Level, Plan, PlanError, RefcountRepair, RepairOptions};
+use qcow2_check::repair::{
+    self, Level, Plan, PlanError, RefcountRepair, RepairOptions, SnapshotTables,
+};
 use qcow2_check::{Code, Finding, Options, Report, check};
 use qcow2_io::Storage;
 
@@ -19,6 +21,7 @@ pub(crate) fn plan(file: &dyn Storage, level: Level) -> Result<Plan<'_>, PlanErr
         level,
         max_actions: TOLD,
         refcounts: RefcountRepair::Anew,
+        snapshot_tables: SnapshotTables::AsWritten,
         ..RepairOptions::default()
     };
     repair::plan(file, &options)
@@ -31,7 +34,7 @@ pub(crate) fn unclosed(file: &dyn Storage) -> Result<(), String> {
     let is_harmless = |finding: &Finding| {
         is_count(finding.code) || finding.code == Code::CopiedWrong || !is_told(finding)
     };
-    if !plan.before().findings.iter().all(is_harmless) {
+    if plan.snapshot_cuts().len() > 0 || !plan.before().findings.iter().all(is_harmless) {
         return Ok(());
     }
     tell_of_repair(file, &plan);
@@ -48,6 +51,11 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What a check finds before a repair, but for what the repair cuts off the snapshot table at once.
+pub(crate) fn found_before<'p>(plan: &'p Plan<'_>) -> &'p Report {
+    plan.before_without_cuts().unwrap_or_else(|| plan.before())
 }
 
 /// Whether clusters in use have no refcount at all.
@@ -68,7 +76,7 @@ pub(crate) fn inspect(file: &dyn Storage) -> Report {
 
 /// Tells of the findings that the reference program has an eye for: structures first, then counts, then flags.
 pub(crate) fn tell(file: &dyn Storage, report: &Report) {
-    tell_before_flags(file, report);
+    tell_before_flags(file, report, "ERROR");
     for finding in counted(report, |code| code == Code::CopiedWrong) {
         complain(format_args!(
             "ERROR {}",
@@ -77,9 +85,9 @@ pub(crate) fn tell(file: &dyn Storage, report: &Report) {
     }
 }
 
-fn tell_before_flags(file: &dyn Storage, report: &Report) {
+fn tell_before_flags(file: &dyn Storage, report: &Report, verb: &str) {
     for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
-        complain(format_args!("{}", words::line(finding)));
+        complain(format_args!("{}", words::line(file, finding, verb)));
     }
     let size = words::cluster_size(file);
     for finding in counted(report, is_count) {
@@ -94,8 +102,15 @@ fn tell_before_flags(file: &dyn Storage, report: &Report) {
 /// Tells what is found and what is done about it; gives the number of flags that come right by themselves, and of those that are
 /// turned beside what was found.
 pub(crate) fn tell_of_repair(file: &dyn Storage, plan: &Plan<'_>) -> (u64, u64) {
-    let report = plan.before();
-    tell_before_flags(file, report);
+    for cut in plan.snapshot_cuts() {
+        complain(format_args!("{}", words::of_cut(*cut)));
+    }
+    let report = found_before(plan);
+    let verb = match plan.level() {
+        Level::Leaks => "ERROR",
+        _ => "Repairing",
+    };
+    tell_before_flags(file, report, verb);
     if words::is_rebuilt(file, plan) {
         complain(format_args!("Rebuilding refcount structure"));
         for (cluster, references) in words::structures_left(file, plan) {

@@ -1,9 +1,10 @@
-//! What is said of refcounts, and of COPIED flags: the entry and the refcount that it should mirror.
+//! What is said of refcounts, of COPIED flags (the entry and the refcount that it should mirror), and of snapshot tables.
 
 use std::ops::Range;
 
-use qcow2_check::repair::Plan;
+use qcow2_check::repair::{Plan, SnapshotCut};
 use qcow2_check::{Code, Finding, Structure};
+use qcow2_format::Snapshot;
 use qcow2_format::geometry::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use qcow2_io::Storage;
 
@@ -27,6 +28,53 @@ fn half_word(file: &dyn Storage, offset: u64) -> u32 {
         Ok(()) => u32::from_be_bytes(bytes),
         Err(_) => 0,
     }
+}
+
+/// What goes of a snapshot table.
+pub(super) fn of_cut(cut: SnapshotCut) -> String {
+    match cut {
+        SnapshotCut::ExtraData {
+            entry,
+            found,
+            limit,
+        } => format!(
+            "Discarding too much extra metadata in snapshot table entry {entry} ({found} > {limit})"
+        ),
+        SnapshotCut::TooLarge { count } => {
+            format!("Discarding {count} overhanging snapshots (snapshot table is too big)")
+        }
+        cut => format!("Discarding {} overhanging snapshots", cut.entries()),
+    }
+}
+
+/// A snapshot whose L1 table can't be one.
+fn of_snapshot_l1(file: &dyn Storage, finding: &Finding) -> String {
+    let entry = finding.place.host.and_then(|range| {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+        file.read_at(&mut bytes, range.start).ok()?;
+        Some(Snapshot::decode_truncating(&bytes).ok()?.0)
+    });
+    let Some(entry) = entry else {
+        return format!("ERROR {finding}");
+    };
+    let (offset, entries) = (entry.l1_table_offset.get(), entry.l1_entries);
+    let problem = if u64::from(entries) > MAX_L1_ENTRIES {
+        format!("l1_size={entries:#x}: L1 table is too large")
+    } else {
+        format!("l1_offset={offset:#x}: L1 table is not cluster aligned")
+    };
+    format!(
+        "ERROR snapshot {} ({}) {problem}; snapshot table entry corrupted",
+        string(&entry.id),
+        string(&entry.name)
+    )
+}
+
+/// A string that a zero ends.
+fn string(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default())
+        .into_owned()
 }
 
 /// Where the entry lies that a finding is about.
@@ -164,9 +212,14 @@ pub(super) fn of_count(finding: &Finding, cluster_size: u64) -> Option<(Range<u6
 }
 
 /// A finding in the words that scripts know.
-pub(super) fn line(finding: &Finding) -> String {
+pub(super) fn line(file: &dyn Storage, finding: &Finding, verb: &str) -> String {
     let range = finding.place.host;
     match finding.code {
+        Code::SnapshotIncomplete => format!(
+            "{verb} snapshot table entry {} is incomplete",
+            finding.place.index.unwrap_or(0)
+        ),
+        Code::SnapshotL1Invalid => of_snapshot_l1(file, finding),
         Code::ReferencePastEnd => format!(
             "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
              offset {:#x} size {:#x}",

@@ -239,7 +239,10 @@ fn of_image(mut failure: Failure, error: &ImageError) -> Failure {
         ImageError::Header(_) => failure.hint(
             "`qcow2 audit IMAGE` tells what is wrong with it; -f raw takes the file as plain bytes",
         ),
-        ImageError::Metadata(_) | ImageError::Snapshots(_) => {
+        ImageError::Metadata(_)
+        | ImageError::Snapshots(_)
+        | ImageError::SnapshotEntry { .. }
+        | ImageError::SnapshotL1 { .. } => {
             failure.hint("`qcow2 audit IMAGE` tells what is wrong with it")
         }
         ImageError::SecretMissing { .. } => failure.hint(

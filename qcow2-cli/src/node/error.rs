@@ -2,10 +2,10 @@
 
 use std::error::Error;
 
-use qcow2_format::HeaderError;
 use qcow2_format::header::HeaderTable;
-use qcow2_image::ImageError;
+use qcow2_format::{HeaderError, SnapshotError};
 use qcow2_image::luks::LuksError;
+use qcow2_image::{ImageError, SnapshotL1Problem};
 use qcow2_io::{StorageError, StorageErrorKind};
 use thiserror::Error;
 
@@ -59,7 +59,15 @@ impl OpenError {
     }
 
     /// An image that is refused.
-    pub(super) fn of_image(error: &ImageError) -> Self {
+    pub(crate) fn of_image(error: &ImageError) -> Self {
+        if let ImageError::SnapshotEntry {
+            entry,
+            count,
+            source,
+        } = error
+        {
+            return Self::of_snapshot_table(*entry, *count, source);
+        }
         let text = match error {
             ImageError::Header(header) => header_text(header),
             ImageError::MarkedCorrupt => {
@@ -69,6 +77,9 @@ impl OpenError {
                 "Invalid password, cannot unlock any keyslot".to_owned()
             }
             ImageError::Storage(storage) => system::describe(storage),
+            ImageError::SnapshotL1 { problem, .. } => {
+                format!("Failed to load snapshot: {}", snapshot_l1_text(*problem))
+            }
             ImageError::NoSnapshot { .. } => {
                 "Failed to load snapshot: Can't find snapshot".to_owned()
             }
@@ -83,6 +94,33 @@ impl OpenError {
             }
         };
         Self::new(text)
+    }
+
+    /// A snapshot table that can't be read on from an entry.
+    fn of_snapshot_table(entry: u64, count: u64, error: &SnapshotError) -> Self {
+        let (text, what) = match error {
+            SnapshotError::ExtraDataTooLong { .. } => (
+                format!("Too much extra metadata in snapshot table entry {entry}"),
+                "this extra metadata".to_owned(),
+            ),
+            SnapshotError::TableTooLarge { .. } => (
+                "Snapshot table is too big".to_owned(),
+                format!("all {} overhanging snapshots", count - entry.min(count)),
+            ),
+            other => return Self::new(format!("Snapshot table entry {entry}: {other}")),
+        };
+        let mut found = Self::new(text);
+        let hint = format!("You can force-remove {what} with qemu-img check -r all");
+        found.hints.push(hint);
+        found
+    }
+}
+
+/// What is wrong with the L1 table of a snapshot.
+pub(crate) fn snapshot_l1_text(problem: SnapshotL1Problem) -> &'static str {
+    match problem {
+        SnapshotL1Problem::TooLarge => "Snapshot L1 table too large",
+        _ => "Snapshot L1 table offset invalid",
     }
 }
 

@@ -30,9 +30,11 @@ use qcow2_io::{Operation, Storage, StorageError};
 pub use blkdebug::Blkdebug;
 pub(crate) use concat::Concat;
 pub use error::OpenError;
+pub(crate) use error::snapshot_l1_text;
 pub(crate) use name::resolve;
 pub use open::{Opener, open};
 pub use options::{NodeOptions, Value};
+pub(crate) use qcow2::{SnapshotRefusal, snapshot_refusal};
 
 /// How a tree is to be used.
 #[derive(Clone, Debug)]
@@ -56,6 +58,9 @@ pub struct Access {
     pub unmap: bool,
     /// Without the keys of encrypted images: for what is known about them.
     pub locked: bool,
+    /// For a check, which needs no snapshots: an image whose snapshot table is refused is opened, too, though perhaps as nothing
+    /// but its file.
+    pub for_check: bool,
     /// What is read from the backing chain is kept.
     pub copy_on_read: bool,
     /// Writes go to an overlay that is gone afterwards.

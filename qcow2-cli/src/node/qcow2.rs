@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qcow2_check::chain::{Resolved, Resolver, Unresolved};
-use qcow2_format::Header;
-use qcow2_format::header::CryptMethod;
+use qcow2_format::header::{CryptMethod, HeaderTable};
+use qcow2_format::{Header, HeaderError, SnapshotError};
 use qcow2_image::{
     CacheOptions, Image, ImageError, ImageOptions, OverlapChecks, PassDiscard, Template,
 };
@@ -24,14 +24,19 @@ pub(super) fn open(
     access: &Access,
     layer: usize,
 ) -> Result<Node, OpenError> {
-    let header = read_header(&file)?;
+    let (header, defects) = read_header(&file)?;
     let (backing, no_backing) = options.take_child("backing");
     let (data, _) = options.take_child("data-file");
+    // Else the reference programs don't look for them.
+    let wants_snapshot_tables = options.text("overlap-check") == Some("all")
+        || options.text("overlap-check.template") == Some("all")
+        || options.text("overlap-check.inactive-l2") == Some("on");
     let mut image = run_time_options(&mut options)?
         .read_only(!access.write)
         .discard(access.unmap)
         .locked(access.locked)
-        .watcher(corruption::watcher(access.write));
+        .watcher(corruption::watcher(access.write))
+        .pass_over_snapshots(!wants_snapshot_tables);
     if let Some(secret) = secret(opener, &mut options, &header, access, layer)? {
         image = image.secret(secret);
     }
@@ -71,16 +76,24 @@ pub(super) fn open(
         mend::unclosed(&*file.storage())
             .map_err(|text| OpenError::new(format!("Could not repair dirty image: {text}")))?;
     }
-    if let Some(debug) = &file.debug {
-        image = image.probe(debug.probe());
-    }
-    let image: Image = image
-        .open(file.storage())
-        .map_err(|error| refusal(&error, &header))?;
-    let image = Arc::new(image);
-    if let Some(debug) = &file.debug {
-        debug.holds(&image);
-    }
+    let content = if access.for_check && only_of_snapshots(&defects).is_some() {
+        Content::Plain(file.storage())
+    } else {
+        if let Some(debug) = &file.debug {
+            image = image.probe(debug.probe());
+        }
+        let image: Image = image
+            .open(file.storage())
+            .map_err(|error| refusal(&error, &header))?;
+        if !access.for_check {
+            refuse_snapshot_table(&image)?;
+        }
+        let image = Arc::new(image);
+        if let Some(debug) = &file.debug {
+            debug.holds(&image);
+        }
+        Content::Image(image)
+    };
     let filename = if described.says_more_than_a_name() {
         let mut full = described.clone();
         full.set_default("driver", "qcow2");
@@ -94,15 +107,76 @@ pub(super) fn open(
         driver: "qcow2",
         filename,
         options: described,
-        content: Content::Image(image),
+        content,
         children,
         writable: access.write,
         debug: None,
     })
 }
 
-/// Reads the header for what is to be opened besides. What is wrong with it shows when the image is opened.
-fn read_header(file: &Node) -> Result<Header, OpenError> {
+/// What keeps from finding the snapshot table, if nothing else is wrong with the header that an opener would refuse.
+fn only_of_snapshots(defects: &[HeaderError]) -> Option<&HeaderError> {
+    let mut refused = defects.iter().filter(|defect| defect.is_refused());
+    let (first, others) = (refused.next()?, refused.next());
+    let is_of_snapshots = matches!(
+        first,
+        HeaderError::TableTooLarge {
+            table: HeaderTable::Snapshots,
+            ..
+        } | HeaderError::TableUnaligned {
+            table: HeaderTable::Snapshots,
+            ..
+        } | HeaderError::TableEnd {
+            table: HeaderTable::Snapshots,
+            ..
+        }
+    );
+    (is_of_snapshots && others.is_none()).then_some(first)
+}
+
+/// Why the snapshots of an image that is open for a check can't be read.
+pub(crate) enum SnapshotRefusal {
+    /// The header leads to no table of them.
+    Header(HeaderError),
+    /// The table goes beyond the limits.
+    Table(OpenError),
+}
+
+/// Why the snapshots of an image that is open for a check can't be read, if so.
+pub(crate) fn snapshot_refusal(node: &Node) -> Option<SnapshotRefusal> {
+    match (&node.content, node.child("file")) {
+        (Content::Image(image), _) => {
+            let refused = refuse_snapshot_table(image);
+            refused.err().map(SnapshotRefusal::Table)
+        }
+        (Content::Plain(_), Some(file)) => {
+            let (_, defects) = read_header(file).ok()?;
+            let defect = only_of_snapshots(&defects)?;
+            Some(SnapshotRefusal::Header(defect.clone()))
+        }
+        _ => None,
+    }
+}
+
+/// Refuses an image whose snapshots go beyond the limits, as the reference programs do: they read the whole table at once. A table
+/// that the file ends in is left to whoever asks for a snapshot.
+fn refuse_snapshot_table(image: &Image) -> Result<(), OpenError> {
+    if image.header().snapshot_count == 0 {
+        return Ok(());
+    }
+    match image.snapshots() {
+        Err(
+            error @ ImageError::SnapshotEntry {
+                source: SnapshotError::ExtraDataTooLong { .. } | SnapshotError::TableTooLarge { .. },
+                ..
+            },
+        ) => Err(OpenError::of_image(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the header, and what is wrong with it, for what is to be opened besides. Defects show when the image is opened.
+fn read_header(file: &Node) -> Result<(Header, Vec<HeaderError>), OpenError> {
     let storage = file.storage();
     let read = |buf: &mut [u8]| {
         storage
@@ -117,9 +191,7 @@ fn read_header(file: &Node) -> Result<Header, OpenError> {
     let probe = Header::probe(&prefix).map_err(|error| OpenError::of_image(&error.into()))?;
     let mut cluster = vec![0; probe];
     read(&mut cluster)?;
-    let (header, _) =
-        Header::decode_for_check(&cluster).map_err(|error| OpenError::of_image(&error.into()))?;
-    Ok(header)
+    Header::decode_for_check(&cluster).map_err(|error| OpenError::of_image(&error.into()))
 }
 
 /// The options that say how an image is worked with.

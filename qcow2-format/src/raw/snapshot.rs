@@ -30,6 +30,11 @@ pub struct SnapshotHeader {
 impl SnapshotHeader {
     /// Bytes of this structure.
     pub const LEN: usize = 40;
+
+    /// The structure that these bytes are.
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        zerocopy::transmute!(bytes)
+    }
 }
 
 const _: () = {

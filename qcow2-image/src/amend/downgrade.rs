@@ -13,6 +13,7 @@ use qcow2_io::{Storage as _, ZeroFlags};
 
 use super::{AmendError, header};
 use crate::copy::Monitor;
+use crate::ready::snapshot_l1_len;
 use crate::trees::Table;
 use crate::{Image, ImageError};
 
@@ -32,6 +33,14 @@ impl Image {
             })
         })?;
         Ok(found)
+    }
+
+    /// Refuses an image that has a snapshot whose L1 table can't be one.
+    pub(super) fn check_snapshot_l1s(&self) -> Result<(), ImageError> {
+        for one in self.snapshot_table()?.0 {
+            snapshot_l1_len(self.geometry, one.l1_table_offset, one.l1_entries)?;
+        }
+        Ok(())
     }
 
     /// Refuses an image with damage: its references are going to be counted, and with damage they can't be.

@@ -125,6 +125,7 @@ impl Plan {
                 return refuse("a snapshot's machine state is too large for version 2");
             }
         }
+        image.check_snapshot_l1s()?;
         let mut last = header.clone();
         if let Some(order) = self.refcount_order {
             last.geometry = geometry_with(last.geometry, order)?;

@@ -3,13 +3,17 @@
 //! `trees.rs` goes through tables, too. There a single thread sees each entry, with its table and its index, and may end the
 //! work; here all processors count and flag the entries of one L1 table, sixty-four at a time where they are alike.
 
+use std::collections::BTreeSet;
+
 use qcow2_cache::Kinds;
 use qcow2_cache::sync::{Mutex, lock};
+use qcow2_format::geometry::MAX_REFCOUNT_TABLE_BYTES;
 use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
 use qcow2_io::Storage as _;
 
 use super::counts::{Counts, Set};
 use crate::buffer::Buffer;
+use crate::ready::snapshot_l1_len;
 use crate::threads::for_each;
 use crate::{Image, ImageError};
 
@@ -69,14 +73,7 @@ impl Image {
         offset: HostOffset,
         entries: u32,
     ) -> Result<Vec<L1Entry>, ImageError> {
-        let len = u64::from(entries) * 8;
-        if len > qcow2_format::geometry::MAX_L1_BYTES || !self.geometry.is_cluster_aligned(offset) {
-            return Err(ImageError::Refused {
-                what: "the L1 table of a snapshot",
-                offset,
-                detail: format!("{entries} entries, or the place, are not allowed"),
-            });
-        }
+        let len = snapshot_l1_len(self.geometry, offset, entries)?;
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         self.meta.storage().read_at(&mut bytes, offset.get())?;
         let (entries, _) = bytes.as_chunks::<8>();
@@ -140,6 +137,38 @@ impl Image {
             }
             Ok(())
         })
+    }
+
+    /// Fails if an L1 table leads to a cluster that no refcount block counts.
+    pub(crate) fn check_counted(&self, l1: &[L1Entry]) -> Result<(), ImageError> {
+        let (bits, in_block) = (
+            self.geometry.cluster_bits(),
+            self.geometry.refcount_block_bits(),
+        );
+        let known = Mutex::new(BTreeSet::new());
+        for_each(&self.runs(l1)?, SHARED, |run| {
+            let mut found = Found(vec![(run.offset >> bits, run.tables)]);
+            self.walk_run(run, Flags::Keep, &mut found)?;
+            let mut known = lock(&known);
+            for (first, count) in found.0 {
+                let last = first.saturating_add(count.saturating_sub(1));
+                for block in first >> in_block..=last >> in_block {
+                    if known.insert(block) && self.alloc()?.block(block)?.is_none() {
+                        return Err(self.uncounted(block, first));
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A cluster whose refcount block is not there.
+    fn uncounted(&self, block: u64, first: u64) -> ImageError {
+        let cluster = first.max(block << self.geometry.refcount_block_bits());
+        ImageError::Uncounted {
+            offset: HostOffset::new(cluster << self.geometry.cluster_bits()),
+            can_be_counted: block < MAX_REFCOUNT_TABLE_BYTES / 8,
+        }
     }
 
     fn walk_run(&self, run: &Run, flags: Flags<'_>, found: &mut Found) -> Result<(), ImageError> {

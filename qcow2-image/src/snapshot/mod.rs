@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use qcow2_alloc::Reason;
 use qcow2_cache::sync::atomic::Ordering;
 use qcow2_cache::{Kinds, MetadataError, field};
-use qcow2_format::{Header, HostOffset, L1Entry, Snapshot};
+use qcow2_format::header::MAX_SNAPSHOTS;
+use qcow2_format::{Header, HostOffset, L1Entry, Snapshot, SnapshotError};
 
 use crate::bitmap::NewBits;
 use crate::bulk::{Change, Flags, Set};
@@ -145,14 +146,20 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError::Unsupported`] with an external data file; an id that is taken, and names that are too long
-    /// ([`ImageError::Option`]); refcounts that can't count one more reference, before anything has changed; and what the storage
-    /// reports, after which the snapshot is there or not.
+    /// ([`ImageError::Option`]); as many snapshots as there may be ([`ImageError::Snapshots`]); refcounts that can't count one more
+    /// reference, or that are not there ([`ImageError::Uncounted`]), before anything has changed; and what the storage reports, after which the snapshot is there or not.
     ///
     /// # Durability
     ///
     /// On return it is durable, and so is all that it shows.
     pub fn create_snapshot(&self, options: &SnapshotOptions) -> Result<Vec<u8>, ImageError> {
         self.meta.check_writable()?;
+        let count = self.header().snapshot_count;
+        if count >= MAX_SNAPSHOTS {
+            let found = u64::from(count) + 1;
+            let limit = MAX_SNAPSHOTS.into();
+            return Err(SnapshotError::TooMany { found, limit }.into());
+        }
         self.get_ready()?;
         let _closed = self.gate.close();
         self.check_snapshots_possible()?;
@@ -168,6 +175,7 @@ impl Image {
         new.l1_entries = u32::try_from(self.l1.len()).unwrap_or(u32::MAX);
         let id = new.id.clone();
         let l1 = self.active_l1();
+        self.check_counted(&l1)?;
         self.rework(|| {
             self.check_room(&l1)?;
             let copy = self.place_l1(&l1)?;

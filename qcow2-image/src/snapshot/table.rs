@@ -5,7 +5,7 @@ use qcow2_cache::{Kinds, MetadataError, field};
 use qcow2_format::snapshot::encode_table;
 use qcow2_format::{HostOffset, L1Entry, Snapshot};
 
-use crate::ready::{chart_snapshots, read_snapshots};
+use crate::ready::read_snapshots;
 use crate::{Image, ImageError};
 
 impl Image {
@@ -116,7 +116,7 @@ impl Image {
         }
         let header = self.header();
         if header.snapshot_count > 0 {
-            chart_snapshots(&**self.meta.storage(), &header, map)?;
+            self.chart_snapshots(&header)?;
         }
         Ok(())
     }

@@ -16,6 +16,9 @@ mod requests;
 /// Snapshot operations that are cut short.
 mod snapshots;
 
+/// Snapshot tables with damage.
+mod snapshot_tables;
+
 /// Crashes at any moment, with all rules of crash safety kept, and with each one left out.
 mod crashes;
 

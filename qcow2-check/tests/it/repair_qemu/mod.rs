@@ -30,5 +30,8 @@ mod keys;
 /// Every damage of the mutant corpus, repaired.
 mod mutants;
 
+/// Snapshot tables that are incomplete, or go beyond the limits.
+mod snapshot_tables;
+
 /// Sectors that can't be read.
 mod unreadable;

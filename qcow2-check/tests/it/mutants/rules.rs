@@ -156,19 +156,6 @@ pub(super) const RULES: &[Rule] = &[
         applies: |case| case.only_adds(&[Code::SnapshotSize]),
     },
     Rule {
-        name: "ownership",
-        why: "QEMU compares sums; who owns a cluster it doesn't know",
-        milder: false,
-        applies: |case| {
-            case.only_adds(&[
-                Code::DataShared,
-                Code::DataOnMetadata,
-                Code::MetadataOverlap,
-                Code::L2Shared,
-            ])
-        },
-    },
-    Rule {
         name: "header as L2 table",
         why: "QEMU takes the header for an L2 table where an L1 entry has flags only, and counts what it finds there",
         milder: false,

@@ -34,6 +34,8 @@ pub(super) struct Planner<'a, 'o> {
     pub(super) snapshots_known: bool,
     /// Encrypted clusters were left where they are, since no key is at hand.
     pub(super) wants_key: bool,
+    /// Clusters had no refcounts before the snapshot table was cut: only the cut makes up for that.
+    pub(super) lacked: bool,
     /// Where the next new cluster goes: nothing lies there or behind, and nothing refers there.
     end: u64,
 }
@@ -51,6 +53,7 @@ impl<'a, 'o> Planner<'a, 'o> {
             unreadable: false,
             snapshots_known: true,
             wants_key: false,
+            lacked: false,
         })
     }
 
@@ -202,6 +205,9 @@ pub(super) fn make<'a>(
         return Err(PlanError::Cancelled);
     }
     let (cuts, before_without) = cuts(&planner, &before);
+    planner.lacked = before_without
+        .as_ref()
+        .is_some_and(|report| report.total(Code::RefcountMissing) > 0);
     let mut after = None;
     if options.level == Level::Leaks {
         if before.complete && before.verdict() != Verdict::Sound && is_whole(&planner)? {

@@ -22,6 +22,8 @@ pub(super) struct Table {
     pub(super) snapshots: Vec<Snapshot>,
     actions: Vec<Action>,
     hidden: bool,
+    /// The entries that stay are the first ones, and are what they were: the table can stay where it is.
+    is_head: bool,
     /// Bytes of the table that the snapshots make, the last one without padding.
     len: u64,
     /// Bytes that the file must have so that all L1 tables lie in it.
@@ -254,7 +256,13 @@ pub(super) fn mend(planner: &mut Planner<'_, '_>, image: &Image<'_>) -> Result<b
     for action in table.actions {
         planner.add(action.changes(FIELDS, 12));
     }
-    rewrite(planner, header, &table.snapshots)?;
+    match u32::try_from(table.snapshots.len()) {
+        Ok(count) if table.is_head && count > 0 => {
+            let layer = planner.overlay.layer();
+            planner.overlay.write(layer, FIELDS, &count.to_be_bytes())?;
+        }
+        _ => rewrite(planner, header, &table.snapshots)?,
+    }
     Ok(true)
 }
 

@@ -125,7 +125,10 @@ fn mend_with(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<(), PlanErro
     let anew = planner.options.refcounts == RefcountRepair::Anew && !keep && !planner.unreadable;
     let old_end = overlay.base_len();
     let is_lacking = |table| lacks(image, &map, table, old_end);
-    if anew && counts_all(&run, &map) && (table.is_damaged() || is_lacking(&table)) {
+    if anew
+        && counts_all(&run, &map)
+        && (planner.lacked || table.is_damaged() || is_lacking(&table))
+    {
         table.renew(image);
     }
     table.complete(planner, image, &mut map, &mut released)?;

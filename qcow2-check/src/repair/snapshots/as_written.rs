@@ -40,6 +40,11 @@ pub(super) fn read(image: &Image<'_>, table: &mut Table) {
             break;
         }
     }
+    table.is_head = table.snapshots.len() as u64 == entries
+        && table
+            .actions
+            .iter()
+            .all(|action| action.kind == ActionKind::DropSnapshot);
 }
 
 /// Drops entries from one on. Their tables are known, and so is what becomes free.

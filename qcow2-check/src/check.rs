@@ -18,7 +18,9 @@ pub fn check(storage: &dyn Storage, options: &Options<'_>) -> Report {
 
 /// The same, but of a snapshot table that goes beyond the limits, what does so is left out.
 pub(crate) fn check_as_written(storage: &dyn Storage, options: &Options<'_>) -> Report {
-    run_all(options, |run| report(storage, run.as_written(), false))
+    run_all(options, |run| {
+        report(storage, run.reading_as_written(), false)
+    })
 }
 
 /// Checks an image and looks for what is dangerous about it, too.

@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
     }
 
     /// A check of what is left of a snapshot table that goes beyond the limits, if what does so is left out.
-    pub(crate) fn as_written(mut self) -> Self {
+    pub(crate) fn reading_as_written(mut self) -> Self {
         self.as_written = true;
         self
     }

@@ -204,7 +204,7 @@ impl Known {
             }
         }
         let l1_offset = snapshot.l1_table_offset.get();
-        let usable = l1_offset % image.cluster_size() == 0
+        let usable = l1_offset.is_multiple_of(image.cluster_size())
             && u64::from(snapshot.l1_entries) <= L1_ENTRIES_MAX;
         self.snapshots.push(SnapshotInfo {
             l1_offset,

@@ -165,7 +165,7 @@ impl<'a, 'o> Planner<'a, 'o> {
     pub(super) fn look<'r>(&self, run: Run<'r>) -> Run<'r> {
         match self.options.snapshot_tables {
             SnapshotTables::Searched => run,
-            SnapshotTables::AsWritten => run.as_written(),
+            SnapshotTables::AsWritten => run.reading_as_written(),
         }
     }
 }
@@ -181,7 +181,7 @@ fn cuts(planner: &Planner<'_, '_>, before: &Report) -> (Vec<SnapshotCut>, Option
     }
     let checks = planner.check_options();
     let cuts = Run::start(&checks, |run| {
-        let loaded = load::load(&*planner.overlay, &run.as_written())?;
+        let loaded = load::load(&*planner.overlay, &run.reading_as_written())?;
         let table = read_as_written(&loaded.image).ok()?;
         Some(table.cuts)
     });

@@ -13,6 +13,7 @@ use qcow2_image::luks::LuksError;
 use qcow2_image::{AmendError, ImageError};
 use qcow2_io::cipher::SecretError;
 use qcow2_io::{Operation, StorageError, StorageErrorKind};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::OutputArgs;
@@ -88,8 +89,13 @@ impl Failure {
     /// A file that can't be made in a folder.
     pub(crate) fn making(error: &io::Error, folder: &Path) -> Self {
         // The folder is named here, and not the name that was tried in it.
-        let text = system::describe(error);
-        let failure = Self::new(format!("no file can be made in {}: {text}", shown(folder)));
+        let text = match system::errno(error) {
+            // That's what is said where it isn't known.
+            Errno::IO => error.kind().to_string(),
+            errno => system::text(errno),
+        };
+        let mut failure = Self::new(format!("no file can be made in {}: {text}", shown(folder)));
+        failure.image = Some(typed(folder));
         of_storage(
             failure,
             &StorageError::from_io(Operation::Open, error.kind()),
@@ -363,6 +369,7 @@ mod tests {
     fn errors_that_are_passed_on_are_looked_into() {
         let full = StorageError::new(Operation::Write, StorageErrorKind::NoSpace);
         let failure = Failure::from(ChainError::Image(ImageError::Storage(full)));
-        assert_eq!(failure.hints, ["the file system is full"]);
+        assert_eq!(failure.hints.len(), 1, "{failure:?}");
+        assert!(failure.hints[0].starts_with("the file system is full"));
     }
 }

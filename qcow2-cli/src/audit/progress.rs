@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -25,6 +25,11 @@ impl Interrupt {
     ///
     /// Signals can't be caught.
     pub fn listen() -> Result<Self> {
+        /// One for all: what was asked for while one thing was done is meant for the next one, too.
+        static HEARD: OnceLock<Interrupt> = OnceLock::new();
+        if let Some(interrupt) = HEARD.get() {
+            return Ok(interrupt.clone());
+        }
         let interrupt = Self::default();
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             let flag = || Arc::clone(&interrupt.0);
@@ -33,7 +38,7 @@ impl Interrupt {
                 .and_then(|_| signal_hook::flag::register(signal, flag()))
                 .context("signals can't be caught")?;
         }
-        Ok(interrupt)
+        Ok(HEARD.get_or_init(|| interrupt).clone())
     }
 
     /// Asks something of somebody: at the question Ctrl-C ends the program, there being no work to bring to an end.

@@ -403,7 +403,7 @@ pub fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> R
     if request.json {
         let salvaged = Salvaged {
             filename: request.image.to_string_lossy().into_owned(),
-            salvaged_to: out.to_string_lossy().into_owned(),
+            out: out.to_string_lossy().into_owned(),
             complete,
             doubtful: doubtful.into_iter().map(Doubt::from).collect(),
         };
@@ -422,7 +422,8 @@ pub fn salvage_to(request: &Request<'_>, out: &Path, interrupt: &Interrupt) -> R
 #[serde(rename_all = "kebab-case")]
 struct Salvaged {
     filename: String,
-    salvaged_to: String,
+    #[serde(rename = "salvaged-to")]
+    out: String,
     complete: bool,
     doubtful: Vec<Doubt>,
 }

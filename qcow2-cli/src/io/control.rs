@@ -23,7 +23,7 @@ pub(super) fn open(session: &mut Session<'_>, command: &Command, parsed: &Parsed
         match code {
             'o' => lists.push(value.as_str()),
             code => mode.take(*code, value).map_err(|text| {
-                say!(session.console, "{text}");
+                complain!(session.console, "qemu-io: {text}");
                 Failed
             })?,
         }

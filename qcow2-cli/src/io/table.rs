@@ -26,18 +26,19 @@ pub(super) struct Command {
 impl Command {
     /// Whether it knows at once how many words it takes, options among them.
     fn counts_words(&self) -> bool {
-        self.short.is_empty() || self.name.starts_with("zone_")
+        self.short.is_empty() || self.name == "open" || self.name.starts_with("zone_")
     }
 
     /// Says how it is used, after it was not.
     pub(super) fn misused(&self, session: &Session<'_>) -> Done {
-        say!(session.console, "{}", self.line());
+        say!(session.console, "{}", self.line(self.name));
         Err(Failed)
     }
 
-    fn line(&self) -> String {
+    /// How it is used, by the name that it was called.
+    fn line(&self, name: &str) -> String {
         let space = if self.usage.is_empty() { "" } else { " " };
-        format!("{}{space}{} -- {}", self.name, self.usage, self.what)
+        format!("{name}{space}{} -- {}", self.usage, self.what)
     }
 
     /// The command's name.
@@ -83,7 +84,7 @@ const COMMANDS: &[Command] = &[
     command!("info" "i" 0..=0, "", "", "prints information about the current file", true, inspect::info),
     command!("length" "l" 0..=0, "", "", "gets the length of the current file", true, inspect::length),
     command!("map" "" 0..=0, "", "", "prints the allocated areas of a file", true, inspect::map),
-    command!("open" "o" 0..=ANY, "snCro:ki:t:d:U", "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path", false, control::open),
+    command!("open" "o" 1..=ANY, "snCro:ki:t:d:U", "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path", false, control::open),
     command!("quit" "q" 0..=0, "", "", "exit the program", false, control::quit),
     command!("read" "r" 2..=2, "bCl:pP:qs:vr", "[-abCqrv] [-P pattern [-s off] [-l len]] off len", "reads a number of bytes at a specified offset", true, transfer::read),
     command!("readv" "" 2..=ANY, "CP:qrv", "[-Cqrv] [-P pattern] off len [len..]", "reads a number of bytes at a specified offset", true, transfer::readv),
@@ -129,7 +130,7 @@ pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done
     // Counted before options are told from operands, as in the reference program.
     let (least, most) = (command.least, command.most);
     if args.len() < least || (command.counts_words() && args.len() > most) {
-        bad_count(session, command, args.len());
+        bad_count(session, command, name, args.len());
         return Err(Failed);
     }
     let parsed = match spec.parse(&args) {
@@ -150,8 +151,8 @@ pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done
     (command.run)(session, command, &parsed)
 }
 
-fn bad_count(session: &Session<'_>, command: &Command, found: usize) {
-    let (name, least, most) = (command.name, command.least, command.most);
+fn bad_count(session: &Session<'_>, command: &Command, name: &str, found: usize) {
+    let (least, most) = (command.least, command.most);
     let expected = if most == ANY || !command.counts_words() {
         format!("at least {least}")
     } else if least == most {
@@ -169,7 +170,7 @@ fn help(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done 
     let console = session.console;
     if let Some(name) = parsed.operands.first() {
         if let Some(command) = find(name) {
-            say!(console, "{}", command.line());
+            say!(console, "{}", command.line(name));
             Ok(())
         } else {
             say!(console, "command {name} not found");
@@ -177,7 +178,7 @@ fn help(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done 
         }
     } else {
         for command in COMMANDS {
-            say!(console, "{}", command.line());
+            say!(console, "{}", command.line(command.name));
         }
         say!(console, "\nUse 'help commandname' for extended help.");
         Ok(())

@@ -30,20 +30,20 @@ use crate::words::size;
 ///
 /// The source is read with its whole chain; the new image needs none, unless --backing says that it is to have one.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "qcow2 convert [OPTIONS] <SOURCE>... <TARGET>",
+    after_help = "Examples:
   qcow2 convert disk.raw disk.qcow2
   qcow2 convert --compress --compression-type zstd disk.qcow2 small.qcow2
   qcow2 convert -O raw --snapshot before disk.qcow2 before.raw
   qcow2 convert part1.raw part2.raw whole.qcow2
   qcow2 convert --backing base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2
-  qcow2 convert --no-create -O raw disk.qcow2 /dev/vg0/disk --yes")]
+  qcow2 convert --no-create -O raw disk.qcow2 /dev/vg0/disk --yes"
+)]
 pub(crate) struct Command {
-    /// The disk that is copied; several are copied one behind the other
-    #[arg(required = true, value_name = "SOURCE")]
-    sources: Vec<PathBuf>,
-
-    /// The new image
-    target: PathBuf,
+    /// The disk that is copied, or several, which are copied one behind the other; and last the new image
+    #[arg(required = true, value_name = "SOURCE|TARGET")]
+    paths: Vec<PathBuf>,
 
     /// Format of the new image [default: raw if its name ends in .raw, else qcow2]
     #[arg(short = 'O', long, value_enum, value_name = "FORMAT")]
@@ -171,7 +171,7 @@ impl Command {
             snapshot: self.snapshot.clone(),
             ..Want::read(&self.read)
         };
-        let source = Source::open(&self.sources, &self.read.open, &want)?;
+        let source = Source::open(self.sources(), &self.read.open, &want)?;
         if let (true, [disk]) = (self.bitmaps, source.disks.as_slice())
             && disk.image().is_none()
         {
@@ -189,12 +189,24 @@ impl Command {
         Ok(u8::from(!done.lost.is_empty()))
     }
 
+    fn sources(&self) -> &[PathBuf] {
+        self.paths.split_last().map_or(&[], |(_, sources)| sources)
+    }
+
+    fn target(&self) -> &Path {
+        self.paths.last().map_or(Path::new(""), PathBuf::as_path)
+    }
+
     fn target_format(&self) -> Format {
-        Format::of_new(self.target_format, &self.target)
+        Format::of_new(self.target_format, self.target())
     }
 
     /// What does not go together.
     fn check(&self) -> Result<(), Failure> {
+        if self.sources().is_empty() {
+            return Err(Failure::new("the new image is missing")
+                .hint("such as `qcow2 convert disk.raw disk.qcow2`"));
+        }
         if self.target_format() == Format::Raw {
             if self.compress.compress {
                 return Err(Failure::new("a raw disk holds no compressed data")
@@ -212,7 +224,7 @@ impl Command {
                 "--no-create makes no image, so nothing can be chosen about it",
             ));
         }
-        if self.sources.len() > 1 {
+        if self.sources().len() > 1 {
             let one = |what: &str| Err(Failure::new(format!("{what} needs a single source")));
             if self.snapshot.is_some() {
                 return one("--snapshot");
@@ -225,12 +237,12 @@ impl Command {
             }
         }
         let same = |path: &Path| std::fs::canonicalize(path).ok();
-        let mut sources = self.sources.iter().map(|path| same(path));
-        if same(&self.target)
+        let mut sources = self.sources().iter().map(|path| same(path));
+        if same(self.target())
             .is_some_and(|target| sources.any(|source| source == Some(target.clone())))
         {
             return Err(
-                Failure::new("the source and the target are the same file").about(&self.target)
+                Failure::new("the source and the target are the same file").about(self.target())
             );
         }
         Ok(())
@@ -276,7 +288,7 @@ impl Command {
     fn goal(&self, len: u64) -> Result<(Goal, Vec<Fresh>), Failure> {
         if self.no_create {
             self.consent
-                .ask(&format!("overwrites {}", shown(&self.target)))?;
+                .ask(&format!("overwrites {}", shown(self.target())))?;
             return Ok((self.existing_goal()?, Vec::new()));
         }
         if self.target_format() == Format::Raw {
@@ -284,12 +296,12 @@ impl Command {
                 .new
                 .preallocation
                 .map_or(Preallocation::Off, Into::into);
-            let (file, fresh) = new::make_raw(&self.target, len, mode, self.consent)?;
+            let (file, fresh) = new::make_raw(self.target(), len, mode, self.consent)?;
             return Ok((Goal::Raw(Arc::new(file)), vec![fresh]));
         }
         let options = self.new.options(len)?;
-        let open = self.new.open(&self.target, &self.read.open)?;
-        let (image, files) = self.new.make(&self.target, &options, self.consent, open)?;
+        let open = self.new.open(self.target(), &self.read.open)?;
+        let (image, files) = self.new.make(self.target(), &options, self.consent, open)?;
         Ok((Goal::Image(Box::new(image)), files))
     }
 
@@ -297,7 +309,7 @@ impl Command {
         let mut open = self.read.open.clone();
         open.format = Some(self.target_format());
         open.passphrases = self.new.passphrase.as_passphrase();
-        let target = Disk::open(&self.target, &open, &Want::write())?;
+        let target = Disk::open(self.target(), &open, &Want::write())?;
         Ok(match target.into_image() {
             Ok(image) => Goal::Image(Box::new(image)),
             Err(storage) => Goal::Raw(storage),
@@ -337,7 +349,7 @@ impl Command {
         let report = result.map_err(|error| {
             let path = match &error {
                 CopyError::Source { offset, .. } => source.path_at(*offset),
-                _ => &self.target,
+                _ => self.target(),
             };
             let at_source = matches!(error, CopyError::Source { .. });
             let failure = Failure::from(error)
@@ -371,7 +383,7 @@ impl Command {
             Goal::Image(image) => image.close().map_err(Failure::from),
             Goal::Raw(file) => file.flush().map_err(Failure::from),
         };
-        closed.map_err(|failure| failure.about(&self.target))?;
+        closed.map_err(|failure| failure.about(self.target()))?;
         Ok(done)
     }
 
@@ -380,11 +392,11 @@ impl Command {
             start: range.start,
             length: range.end - range.start,
         });
-        let mut names = self.sources.iter().map(|path| name(path));
+        let mut names = self.sources().iter().map(|path| name(path));
         Converted {
             source: names.next().unwrap_or_default(),
             more_sources: names.collect(),
-            target: name(&self.target),
+            target: name(self.target()),
             format: self.target_format().name(),
             virtual_size: source.len,
             read_bytes: report.read_bytes,
@@ -404,7 +416,7 @@ impl Command {
         };
         let mut text = format!(
             "{}: {} of data of a disk of {}{packed}\n",
-            shown(&self.target),
+            shown(self.target()),
             size::human(done.stored_bytes),
             size::human(done.virtual_size)
         );

@@ -13,6 +13,7 @@ use qcow2_image::luks::LuksError;
 use qcow2_image::{AmendError, ImageError};
 use qcow2_io::cipher::SecretError;
 use qcow2_io::{Operation, StorageError, StorageErrorKind};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::OutputArgs;
@@ -88,8 +89,13 @@ impl Failure {
     /// A file that can't be made in a folder.
     pub(crate) fn making(error: &io::Error, folder: &Path) -> Self {
         // The folder is named here, and not the name that was tried in it.
-        let text = system::describe(error);
-        let failure = Self::new(format!("no file can be made in {}: {text}", shown(folder)));
+        let text = match system::errno(error) {
+            // That's what is said where it isn't known.
+            Errno::IO => error.kind().to_string(),
+            errno => system::text(errno),
+        };
+        let mut failure = Self::new(format!("no file can be made in {}: {text}", shown(folder)));
+        failure.image = Some(typed(folder));
         of_storage(
             failure,
             &StorageError::from_io(Operation::Open, error.kind()),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use qcow2_io::{File, FileOptions};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use tempfile::TempPath;
 
 use super::failure::Failure;
@@ -89,17 +90,17 @@ impl Fresh {
     /// An empty file for a place.
     fn draft(path: PathBuf, mode: u32) -> Result<(Self, File), Failure> {
         let failed = |error: io::Error| Failure::making(&error, folder(&path));
-        let (draft, file) = match nameless(folder(&path), mode) {
-            Some(file) => (Draft::Nameless(file.try_clone()?.into()), file),
-            None => {
-                let named = tempfile::Builder::new()
-                    .prefix(PREFIX)
-                    .permissions(Permissions::from_mode(mode))
-                    .tempfile_in(folder(&path))
-                    .map_err(failed)?;
-                let (file, path) = named.into_parts();
-                (Draft::Named(path), file)
-            }
+        let nameless = nameless(folder(&path), mode).map_err(failed)?;
+        let (draft, file) = if let Some(file) = nameless {
+            (Draft::Nameless(file.try_clone()?.into()), file)
+        } else {
+            let named = tempfile::Builder::new()
+                .prefix(PREFIX)
+                .permissions(Permissions::from_mode(mode))
+                .tempfile_in(folder(&path))
+                .map_err(failed)?;
+            let (file, path) = named.into_parts();
+            (Draft::Named(path), file)
         };
         let file = File::from_std(file)?;
         let fresh = Self {
@@ -163,11 +164,16 @@ fn sync(path: &Path) {
 }
 
 /// A file without a name; `None` where there can't be one, or it could not be given a name later.
-fn nameless(folder: &Path, mode: u32) -> Option<fs::File> {
+fn nameless(folder: &Path, mode: u32) -> io::Result<Option<fs::File>> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)).ok()?;
-    fs::symlink_metadata(descriptor(&fd)).ok()?;
-    Some(fd.into())
+    match rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)) {
+        Ok(fd) => Ok(fs::symlink_metadata(descriptor(&fd))
+            .ok()
+            .map(|_| fd.into())),
+        // The file system, or the system itself, has no such files.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Where the system shows a descriptor.

@@ -19,7 +19,7 @@ const DRAWS_PER_SECOND: u8 = 10;
 /// A bar on standard error, if that is a terminal and progress is wanted. Ctrl-C ends the work that it watches.
 #[derive(Debug)]
 pub(crate) struct Bar {
-    bar: ProgressBar,
+    drawn: ProgressBar,
     /// When it began, if it may be seen.
     started: Option<Instant>,
     shown: Once,
@@ -40,7 +40,7 @@ impl Bar {
         }
         bar.set_prefix(what);
         Ok(Self {
-            bar,
+            drawn: bar,
             started: visible.then(Instant::now),
             shown: Once::new(),
             interrupt,
@@ -49,7 +49,7 @@ impl Bar {
 
     /// Wipes the bar away.
     pub(crate) fn end(&self) {
-        self.bar.finish_and_clear();
+        self.drawn.finish_and_clear();
     }
 }
 
@@ -68,14 +68,14 @@ impl Monitor for Bar {
             return;
         }
         self.shown.call_once(|| {
-            self.bar
+            self.drawn
                 .set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND));
         });
-        if self.bar.length() != Some(total) {
-            self.bar.set_length(total);
+        if self.drawn.length() != Some(total) {
+            self.drawn.set_length(total);
         }
         // Threads tell it in any order.
-        self.bar.set_position(self.bar.position().max(done));
+        self.drawn.set_position(self.drawn.position().max(done));
     }
 
     fn is_cancelled(&self) -> bool {

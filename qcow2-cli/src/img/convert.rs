@@ -181,6 +181,8 @@ fn copy_data(
 
 /// Says which sectors failed: when the disk was looked through, and then as it was copied.
 fn warn_of_losses(report: &CopyReport, console: &Console) {
+    const STATUS: &str = "block status at offset ";
+    const DATA: &str = "offset ";
     let sectors = |lost: &Lost| -> Vec<u64> {
         let ranges = lost.ranges().iter().cloned();
         ranges.flat_map(|range| range.step_by(512)).collect()
@@ -191,8 +193,6 @@ fn warn_of_losses(report: &CopyReport, console: &Console) {
             "qemu-img: warning: error while reading {what}{offset}: Input/output error"
         );
     };
-    const STATUS: &str = "block status at offset ";
-    const DATA: &str = "offset ";
     let unmapped = sectors(&report.unmapped);
     for offset in &unmapped {
         warn(STATUS, *offset);

@@ -34,7 +34,7 @@ pub(crate) fn unclosed(file: &dyn Storage) -> Result<(), String> {
     let is_harmless = |finding: &Finding| {
         is_count(finding.code) || finding.code == Code::CopiedWrong || !is_told(finding)
     };
-    if plan.snapshot_cuts().len() > 0 || !plan.before().findings.iter().all(is_harmless) {
+    if !plan.snapshot_cuts().is_empty() || !plan.before().findings.iter().all(is_harmless) {
         return Ok(());
     }
     tell_of_repair(file, &plan);

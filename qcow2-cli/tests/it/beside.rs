@@ -309,7 +309,10 @@ pub(crate) fn compare_odd_names() {
     let backing = |folder: &TempDir| {
         let name = OsString::from_vec(b"t\xff\xfe.qcow2".to_vec());
         let bytes = fs::read(folder.path().join(name)).unwrap();
-        let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let number = |at: usize| {
+            let number = u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+            usize::try_from(number).unwrap()
+        };
         let len = u32::from_be_bytes(bytes[16..20].try_into().unwrap()) as usize;
         bytes[number(8)..number(8) + len].to_vec()
     };

@@ -34,7 +34,7 @@ fn no_repair_frees_or_overwrites_the_area_of_luks_keys() {
     let start = base.bytes.windows(6).position(|w| w == b"LUKS\xba\xbe");
     let start = start.unwrap() as u64;
     let end = start + 2_068_480;
-    let clusters = start >> CLUSTER_BITS..(end - 1 >> CLUSTER_BITS) + 1;
+    let clusters = start >> CLUSTER_BITS..((end - 1) >> CLUSTER_BITS) + 1;
     assert!(
         clusters
             .clone()

@@ -163,7 +163,7 @@ fn reports_of_audits_have_the_keys_that_the_page_tells_of() {
     bench.ok(&["snapshot", "create", "disk.qcow2", "one"]);
     bench.ok(&["convert", "-c", "disk.qcow2", "packed.qcow2"]);
     damage(&bench, "packed.qcow2");
-    fs::write(bench.path("junk"), [1; 65536]).unwrap();
+    fs::write(bench.path("junk"), vec![1; 65536]).unwrap();
     let check = |section: &str, words: &[&str]| agree(section, &bench.objects(words));
     check("audit", &["audit", "disk.qcow2"]);
     check("audit", &["audit", "--online", "disk.qcow2"]);

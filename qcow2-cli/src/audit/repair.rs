@@ -8,7 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use qcow2_check::Verdict;
 use qcow2_check::repair::{
-    self, Effect, Level, Orphans, Plan, RepairOptions, StaleBitmaps, default_undo_path, read_undo,
+    self, Effect, Level, Orphans, Plan, RepairOptions, SnapshotTables, StaleBitmaps,
+    default_undo_path, read_undo,
 };
 use qcow2_io::{File, FileOptions};
 use serde::Serialize;
@@ -195,6 +196,7 @@ pub(super) fn options<'a>(request: &Request<'_>, progress: &'a Progress) -> Repa
             StaleBitmaps::Keep
         },
         orphans: request.orphans,
+        snapshot_tables: SnapshotTables::default(),
     }
 }
 

@@ -77,7 +77,8 @@ pub(crate) fn tell(file: &dyn Storage, report: &Report) {
     }
 }
 
-fn tell_before_flags(file: &dyn Storage, report: &Report) {
+/// As [`tell`], without flags.
+pub(crate) fn tell_before_flags(file: &dyn Storage, report: &Report) {
     for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
         complain(format_args!("{}", words::line(finding)));
     }

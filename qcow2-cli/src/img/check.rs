@@ -213,7 +213,8 @@ fn mend(
     }
     let after = plan.after().counts;
     if level == Level::Leaks && mend::lacks_refcounts(plan.before()) {
-        mend::tell(&*file, plan.before());
+        // Before a rebuild nobody looks at flags.
+        mend::tell_before_flags(&*file, plan.before(), "ERROR");
         complain!(console, "ERROR need to rebuild refcount structures");
         return Err(Failure::new("Check failed: Input/output error"));
     }

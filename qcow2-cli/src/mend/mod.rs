@@ -85,7 +85,8 @@ pub(crate) fn tell(file: &dyn Storage, report: &Report) {
     }
 }
 
-fn tell_before_flags(file: &dyn Storage, report: &Report, verb: &str) {
+/// As [`tell`], without flags; `verb` says what becomes of snapshots that are incomplete.
+pub(crate) fn tell_before_flags(file: &dyn Storage, report: &Report, verb: &str) {
     for finding in counted(report, |code| !is_count(code) && code != Code::CopiedWrong) {
         complain(format_args!("{}", words::line(file, finding, verb)));
     }

@@ -293,3 +293,21 @@ pub(crate) fn close(node: Node) -> Result<(), Failure> {
         None => Ok(()),
     }
 }
+
+/// Closes what lies below an image that has been closed: layers may have been written to, too.
+pub(super) fn close_below(below: Vec<(&'static str, Node)>) -> Result<(), Failure> {
+    for (_, node) in below {
+        if node.writable
+            && let Some((image, below)) = node.into_image()
+        {
+            image.close().map_err(|error| {
+                Failure::new(format_args!(
+                    "Error while closing the image: {}",
+                    system::describe(&error)
+                ))
+            })?;
+            close_below(below)?;
+        }
+    }
+    Ok(())
+}

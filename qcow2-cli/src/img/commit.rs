@@ -115,7 +115,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     image
         .close()
         .map_err(|error| Failure::new(system::describe(&error)))?;
-    drop(below);
+    args::close_below(below)?;
     if !quiet {
         say!(console, "Image committed.");
     }

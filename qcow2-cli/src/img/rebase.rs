@@ -202,6 +202,6 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     image
         .close()
         .map_err(|error| Failure::new(system::describe(&error)))?;
-    drop(below);
+    args::close_below(below)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -214,14 +214,6 @@ fn the_program_under_its_own_name_has_both_faces_and_explains_findings() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// Where the directory of bitmaps lies, in sectors: as the extension of the header says.
-fn directory_sector(image: &Path) -> u64 {
-    let bytes = fs::read(image).unwrap();
-    let magic = 0x2385_2875_u32.to_be_bytes();
-    let at = bytes.windows(4).position(|four| four == magic).unwrap();
-    u64::from_be_bytes(bytes[at + 24..at + 32].try_into().unwrap()) / 512
-}
-
 #[test]
 fn a_commit_into_a_layer_that_can_not_be_closed_fails() {
     let ours = Ours::new();
@@ -233,13 +225,17 @@ fn a_commit_into_a_layer_that_can_not_be_closed_fails() {
     };
     done("qemu-img", &["create", "-f", "qcow2", "base.qcow2", "1M"]);
     done("qemu-img", &["bitmap", "--add", "base.qcow2", "changes"]);
-    // That the bitmap is in use is written and flushed; that it is complete again can't be written.
-    let sector = directory_sector(&folder.path().join("base.qcow2"));
+    // The bitmap is marked as in use, and gets its first bits behind all else, all of them set. What is set really can't be written.
+    let len = fs::metadata(folder.path().join("base.qcow2"))
+        .unwrap()
+        .len();
+    let sector = len.next_multiple_of(65536) / 512;
     let base = format!(
         "json:{{'driver': 'qcow2', 'file': {{'driver': 'blkdebug', \
            'image': {{'driver': 'file', 'filename': 'base.qcow2'}}, \
-           'set-state': [{{'event': 'flush_to_disk', 'state': 1, 'new_state': 2}}], \
-           'inject-error': [{{'event': 'none', 'iotype': 'write', 'state': 2, 'errno': 5, \
+           'set-state': [{{'event': 'flush_to_disk', 'state': 1, 'new_state': 2}}, \
+                         {{'event': 'flush_to_disk', 'state': 2, 'new_state': 3}}], \
+           'inject-error': [{{'event': 'none', 'iotype': 'write', 'state': 3, 'errno': 5, \
                              'sector': {sector}}}]}}}}"
     );
     done(

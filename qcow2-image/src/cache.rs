@@ -14,6 +14,10 @@ const SLICE_BYTES: u64 = 4096;
 const REFCOUNT_CLUSTERS_MIN: u64 = 4;
 /// L2 slices that are kept at least.
 const L2_SLICES_MIN: u64 = 2;
+/// More are not kept, whatever is asked for: their list alone takes a hundred megabytes.
+const L2_SLICES_MAX: u64 = 1 << 22;
+/// More must not even be asked for: QEMU counts them in 31 bits.
+const SLICES_ASKED_MAX: u64 = i32::MAX as u64;
 
 /// Sizes of the metadata caches, by the names and rules of QEMU's options.
 ///
@@ -147,11 +151,22 @@ impl CacheSizes {
             ));
         }
         let refcount_slice_bytes = SLICE_BYTES.min(cluster);
+        for (option, bytes, slice) in [
+            ("l2-cache-size", l2_bytes, l2_slice_bytes),
+            ("refcount-cache-size", refcount_bytes, cluster),
+        ] {
+            if bytes / slice > SLICES_ASKED_MAX {
+                let why = format!("at most {SLICES_ASKED_MAX} slices of {slice} bytes are kept");
+                return Err(refuse(option, bytes, why));
+            }
+        }
         // What the disk needs is enough, whatever was asked for.
         let l2_useful = (l2_needed / l2_slice_bytes).max(L2_SLICES_MIN);
         Ok(Self {
             l2_slice_bytes,
-            l2_slices: (l2_bytes / l2_slice_bytes).clamp(L2_SLICES_MIN, l2_useful),
+            l2_slices: (l2_bytes / l2_slice_bytes)
+                .clamp(L2_SLICES_MIN, l2_useful)
+                .min(L2_SLICES_MAX),
             refcount_slice_bytes,
             refcount_slices: (refcount_bytes.max(refcount_min) / refcount_slice_bytes).min(1 << 20),
             clean_interval: match options.clean_interval {
@@ -199,6 +214,17 @@ mod tests {
             sizes(rest, 1 << 40).unwrap().refcount_slices * 4096,
             3 << 20
         );
+    }
+
+    #[test]
+    fn what_no_machine_has_is_not_reserved() {
+        let new = CacheOptions::new;
+        let size = 1 << 55;
+        let small = new().l2_slice_bytes(512);
+        assert!(sizes(small.clone().l2_bytes(1 << 40), size).is_err());
+        assert!(sizes(new().refcount_bytes(1 << 48), size).is_err());
+        let most = sizes(small.l2_bytes((1 << 40) - 512), size).unwrap();
+        assert_eq!(most.l2_slices, L2_SLICES_MAX);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use qcow2_io::cipher::Secret;
 use super::open::Opener;
 use super::{Access, Content, Node, NodeOptions, OpenError, corruption, name};
 use crate::mend;
-use crate::words::outside;
+use crate::words::{outside, size};
 
 pub(super) fn open(
     opener: Opener<'_>,
@@ -31,6 +31,9 @@ pub(super) fn open(
     let wants_snapshot_tables = options.text("overlap-check") == Some("all")
         || options.text("overlap-check.template") == Some("all")
         || options.text("overlap-check.inactive-l2") == Some("on");
+    let cache_size = options
+        .text("cache-size")
+        .and_then(|text| size::parse(text).ok());
     let mut image = run_time_options(&mut options)?
         .read_only(!access.write)
         .discard(access.unmap)
@@ -84,7 +87,7 @@ pub(super) fn open(
         }
         let image: Image = image
             .open(file.storage())
-            .map_err(|error| refusal(&error, &header))?;
+            .map_err(|error| refusal(&error, &header, cache_size))?;
         if !access.for_check {
             refuse_snapshot_table(&image)?;
         }
@@ -210,6 +213,12 @@ fn run_time_options(options: &mut NodeOptions) -> Result<ImageOptions, OpenError
     if let Some(bytes) = options.take_size("refcount-cache-size")? {
         cache = cache.refcount_bytes(bytes);
     }
+    if options.text("cache-clean-interval").is_some_and(|text| {
+        let seconds = text.parse::<i128>();
+        seconds.is_ok_and(|seconds| u32::try_from(seconds).is_err())
+    }) {
+        return Err(OpenError::new("Cache clean interval too big"));
+    }
     if let Some(seconds) = options.take_size("cache-clean-interval")? {
         cache = cache.clean_interval(Duration::from_secs(seconds));
     }
@@ -235,14 +244,17 @@ fn run_time_options(options: &mut NodeOptions) -> Result<ImageOptions, OpenError
 }
 
 /// Why an image is not opened.
-fn refusal(error: &ImageError, header: &Header) -> OpenError {
-    let ImageError::Option { option, .. } = error else {
+fn refusal(error: &ImageError, header: &Header, cache_size: Option<u64>) -> OpenError {
+    let ImageError::Option { option, value, .. } = error else {
         return OpenError::of_image(error);
     };
+    let exceeds = cache_size.is_some_and(|total| value.parse().is_ok_and(|part: u64| part > total));
     match *option {
         "cache-size" => OpenError::new(
             "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
         ),
+        "l2-cache-size" if !exceeds => OpenError::new("L2 cache size too big"),
+        "refcount-cache-size" if !exceeds => OpenError::new("Refcount cache size too big"),
         "l2-cache-size" | "refcount-cache-size" => {
             OpenError::new(format!("{option} may not exceed cache-size"))
         }

@@ -110,7 +110,11 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         image_opts: false,
     };
     let target = plain.open(output, Some(target_format.name()), &Access::write())?;
-    let options = CopyOptions::new().sparse(0).window(start.min(end)..end);
+    // Clusters lie as they are written: one after the other.
+    let options = CopyOptions::new()
+        .sparse(0)
+        .ordered(target.image().is_some())
+        .window(start.min(end)..end);
     let (from, to) = (source.storage(), target.storage());
     let place = match target.image() {
         Some(image) => Target::Image(image),

@@ -14,7 +14,7 @@ pub enum SizeError {
 }
 
 /// Decimal digits of a fraction that are looked at; the rest is less than a byte of the largest unit.
-const FRACTION_DIGITS: usize = 18;
+const FRACTION_DIGITS: usize = 20;
 
 /// A number of bytes as QEMU reads it: hexadecimal without a unit, or decimal, perhaps with a fraction, and a unit: `b`, `k`, `M`,
 /// `G`, `T`, `P` or `E` of either case, powers of 1024. A fraction is rounded to the nearest byte and needs a unit of more than

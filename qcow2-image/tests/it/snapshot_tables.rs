@@ -56,7 +56,7 @@ fn the_entry_that_is_refused_is_named() {
     );
     assert_eq!(error.kind(), StorageErrorKind::OutOfRange);
 
-    // Entries with 65,535 bytes of name each: 1,023 of them fit.
+    // Entries with 65,535 bytes of name each: 1,023 of them fit, and one more does not.
     let mut bytes = sound;
     put(&mut bytes, table + 14, &u16::MAX.to_be_bytes());
     let mut entry = bytes[table..table + 40].to_vec();
@@ -76,7 +76,7 @@ fn the_entry_that_is_refused_is_named() {
     else {
         panic!("{error:?}");
     };
-    assert_eq!((entry, count, limit), (1022, 1030, 64 << 20));
+    assert_eq!((entry, count, limit), (1023, 1030, 64 << 20));
     assert!(found > limit);
 }
 

@@ -221,7 +221,7 @@ mod tests {
         let new = CacheOptions::new;
         let size = 1 << 55;
         let small = new().l2_slice_bytes(512);
-        assert!(sizes(small.clone().l2_bytes(1 << 40), size).is_err());
+        assert!(sizes(small.l2_bytes(1 << 40), size).is_err());
         assert!(sizes(new().refcount_bytes(1 << 48), size).is_err());
         let most = sizes(small.l2_bytes((1 << 40) - 512), size).unwrap();
         assert_eq!(most.l2_slices, L2_SLICES_MAX);

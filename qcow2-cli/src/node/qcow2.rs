@@ -31,9 +31,7 @@ pub(super) fn open(
     let wants_snapshot_tables = options.text("overlap-check") == Some("all")
         || options.text("overlap-check.template") == Some("all")
         || options.text("overlap-check.inactive-l2") == Some("on");
-    let cache_size = options
-        .text("cache-size")
-        .and_then(|text| size::parse(text).ok());
+    let too_big = too_big_a_cache(&options, &header);
     let mut image = run_time_options(&mut options)?
         .read_only(!access.write)
         .discard(access.unmap)
@@ -49,6 +47,9 @@ pub(super) fn open(
         )));
     }
 
+    if let Some(what) = too_big {
+        return Err(OpenError::new(format!("{what} cache size too big")));
+    }
     if let Some(key) = &access.snapshot {
         image = image.snapshot(key.clone());
     }
@@ -87,7 +88,7 @@ pub(super) fn open(
         }
         let image: Image = image
             .open(file.storage())
-            .map_err(|error| refusal(&error, &header, cache_size))?;
+            .map_err(|error| refusal(&error, &header))?;
         if !access.for_check {
             refuse_snapshot_table(&image)?;
         }
@@ -243,18 +244,35 @@ fn run_time_options(options: &mut NodeOptions) -> Result<ImageOptions, OpenError
     Ok(image.overlap_checks(overlap_checks(options)?))
 }
 
+/// Which cache would have more slices than the reference programs can count: they refuse that, the engine keeps fewer. What
+/// contradicts itself is refused for that.
+fn too_big_a_cache(options: &NodeOptions, header: &Header) -> Option<&'static str> {
+    let asked = |key| options.text(key).and_then(|text| size::parse(text).ok());
+    let cluster = header.geometry.cluster_size();
+    let slice = asked("l2-cache-entry-size").unwrap_or(cluster.min(4096));
+    if asked("cache-size").is_some() || !(512..=cluster).contains(&slice) {
+        return None;
+    }
+    let is_too_big =
+        |key, slice| asked(key).is_some_and(|bytes| i32::try_from(bytes / slice).is_err());
+    if is_too_big("l2-cache-size", slice) {
+        Some("L2")
+    } else if is_too_big("refcount-cache-size", cluster) {
+        Some("Refcount")
+    } else {
+        None
+    }
+}
+
 /// Why an image is not opened.
-fn refusal(error: &ImageError, header: &Header, cache_size: Option<u64>) -> OpenError {
-    let ImageError::Option { option, value, .. } = error else {
+fn refusal(error: &ImageError, header: &Header) -> OpenError {
+    let ImageError::Option { option, .. } = error else {
         return OpenError::of_image(error);
     };
-    let exceeds = cache_size.is_some_and(|total| value.parse().is_ok_and(|part: u64| part > total));
     match *option {
         "cache-size" => OpenError::new(
             "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
         ),
-        "l2-cache-size" if !exceeds => OpenError::new("L2 cache size too big"),
-        "refcount-cache-size" if !exceeds => OpenError::new("Refcount cache size too big"),
         "l2-cache-size" | "refcount-cache-size" => {
             OpenError::new(format!("{option} may not exceed cache-size"))
         }

@@ -139,11 +139,18 @@ impl OverlapMap {
         }
         let first = self.geometry.host_cluster(offset).get();
         let last = offset.get().saturating_add(len - 1) >> self.geometry.cluster_bits();
-        (first..=last).find_map(|number| {
+        let mut number = first;
+        loop {
             let cluster = HostCluster::new(number);
             let found = self.kinds(cluster).intersection(watched);
-            (!found.is_empty()).then_some((cluster, found))
-        })
+            if !found.is_empty() {
+                return Some((cluster, found));
+            }
+            if number >= last {
+                return None;
+            }
+            number += 1;
+        }
     }
 
     /// Notes that the clusters which hold `len` bytes at `offset` hold `kinds`.

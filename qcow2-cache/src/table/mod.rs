@@ -12,7 +12,7 @@ use std::fmt;
 
 use qcow2_format::HostOffset;
 
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, yield_now};
 use buffer::Buffer;
 use slot::{Flags, Slot};
@@ -21,6 +21,8 @@ use slot::{Flags, Slot};
 const EMPTY: u64 = u64::MAX;
 /// Slots of a set, at least, where the cache is large enough.
 const WAYS: usize = 8;
+/// Guesses for each slot, at least, so that few slices share one.
+const GUESSES: usize = 16;
 
 /// Slices of one kind of table.
 pub struct TableCache {
@@ -29,6 +31,9 @@ pub struct TableCache {
     distance: u64,
     set_mask: usize,
     ways: usize,
+    /// By more bits of the hash than choose the set: the way of the slice that was loaded last. A reader looks there first.
+    guesses: Box<[AtomicU8]>,
+    guess_mask: usize,
     /// The number of the slice in each slot; the slots of a set are neighbours.
     keys: Box<[AtomicU64]>,
     slots: Box<[Slot]>,
@@ -80,11 +85,14 @@ impl TableCache {
         };
         let ways = slices / sets;
         let count = sets * ways;
+        let guesses = (count * GUESSES).next_power_of_two();
         Self {
             slice_bits,
             distance: 0,
             set_mask: sets - 1,
             ways,
+            guesses: (0..guesses).map(|_| AtomicU8::new(0)).collect(),
+            guess_mask: guesses - 1,
             keys: (0..count).map(|_| AtomicU64::new(EMPTY)).collect(),
             slots: (0..count).map(|_| Slot::new()).collect(),
             sets: (0..sets)
@@ -135,9 +143,12 @@ impl TableCache {
     }
 
     fn set_of(&self, key: u64) -> usize {
-        // Neighbours are used together, so they must not share a set; the multiplier spreads the rest.
-        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> 32) as usize & self.set_mask
+        hash(key) & self.set_mask
+    }
+
+    #[inline]
+    fn guess(&self, key: u64) -> Option<&AtomicU8> {
+        self.guesses.get(hash(key) & self.guess_mask)
     }
 
     fn slot_range(&self, set: usize) -> std::ops::Range<usize> {
@@ -148,34 +159,41 @@ impl TableCache {
     #[inline]
     fn read<T>(&self, at: HostOffset, mut read: impl FnMut(&Slot) -> Option<T>) -> Option<T> {
         let key = self.key(at);
-        let range = self.slot_range(self.set_of(key));
-        'search: loop {
-            let keys = self.keys.get(range.clone())?;
-            // To the end whatever is found: a branch for each key would be mispredicted once in nearly each search.
-            let way = (0..).zip(keys).fold(usize::MAX, |way, (number, found)| {
-                if found.load(Ordering::Acquire) == key {
-                    number
-                } else {
-                    way
-                }
-            });
-            let slot = self.slots.get(range.start.checked_add(way)?)?;
+        let first = self.set_of(key) * self.ways;
+        let mut index = first + usize::from(self.guess(key)?.load(Ordering::Relaxed));
+        loop {
+            let slot = self.slots.get(index)?;
             let version = slot.version.load(Ordering::Acquire);
-            if version & 1 != 0 {
-                yield_now();
-                continue 'search;
+            if self.keys.get(index)?.load(Ordering::Acquire) != key {
+                index = first + self.search(first, key)?;
+                continue;
             }
-            if keys.get(way)?.load(Ordering::Acquire) != key {
-                continue 'search;
+            if version & 1 == 0 {
+                let value = read(slot)?;
+                // The words were read before the version is looked at again.
+                fence(Ordering::Acquire);
+                if slot.version.load(Ordering::Relaxed) == version {
+                    slot.touch();
+                    return Some(value);
+                }
             }
-            let value = read(slot)?;
-            // The words were read before the version is looked at again.
-            fence(Ordering::Acquire);
-            if slot.version.load(Ordering::Relaxed) == version {
-                slot.touch();
-                return Some(value);
-            }
+            yield_now();
         }
+    }
+
+    /// Which slot of the set that begins with slot `first` has a slice.
+    #[inline(never)]
+    fn search(&self, first: usize, key: u64) -> Option<usize> {
+        let keys = self.keys.get(first..first + self.ways)?;
+        // To the end whatever is found: a branch for each key would be mispredicted once in nearly each search.
+        let way = (0..).zip(keys).fold(usize::MAX, |way, (number, found)| {
+            if found.load(Ordering::Acquire) == key {
+                number
+            } else {
+                way
+            }
+        });
+        (way != usize::MAX).then_some(way)
     }
 
     /// The big-endian word at `at`, a multiple of 8, if it is here.
@@ -301,6 +319,9 @@ impl TableCache {
         slot.touch();
         slot.end_change();
         cell.store(key, Ordering::Release);
+        if let (Some(guess), Ok(way)) = (self.guess(key), u8::try_from(way)) {
+            guess.store(way, Ordering::Relaxed);
+        }
         drop(flags);
         set.changed.notify_all();
         Ok(Room::Resident)
@@ -523,6 +544,12 @@ impl TableCache {
             .filter(|key| key.load(Ordering::Relaxed) != EMPTY)
             .count()
     }
+}
+
+#[inline]
+fn hash(key: u64) -> usize {
+    // Neighbours are used together, so they must not share a set; the multiplier spreads the rest.
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
 }
 
 impl fmt::Debug for TableCache {

@@ -28,6 +28,8 @@ impl Flags {
     }
 }
 
+/// On a cache line of its own: a hit looks at one.
+#[repr(align(64))]
 pub(super) struct Slot {
     /// Odd while the content changes as a whole or two words change together.
     pub(super) version: AtomicU64,

@@ -54,6 +54,30 @@ fn words_are_found_where_they_lie() {
 }
 
 #[test]
+fn slices_whose_guess_is_another_are_found() {
+    let cache = cache(14);
+    let mut sharing: Vec<u64> = (0..10_000)
+        .filter(|slice| hash(*slice) & cache.guess_mask == hash(7) & cache.guess_mask)
+        .collect();
+    assert!(sharing.len() > 14, "{}", sharing.len());
+    let (late, early) = (sharing.split_off(14), sharing);
+    for slice in &early {
+        assert_eq!(load(&cache, *slice), Room::Resident);
+    }
+    // The guess is right for one of them at most.
+    for slice in &early {
+        assert_eq!(cache.get(at(*slice)), Some(*slice));
+    }
+    assert_eq!(cache.get(at(late[0])), None);
+    assert_eq!(load(&cache, late[0]), Room::Resident);
+    assert_eq!(cache.get(at(late[0])), Some(late[0]));
+    let left = early
+        .iter()
+        .filter(|slice| cache.get(at(**slice)).is_some());
+    assert_eq!(left.count(), 13);
+}
+
+#[test]
 fn sizes_are_as_asked_for_or_the_next_that_work() {
     for (slices, least) in [
         (0, 2),

@@ -1,11 +1,15 @@
 //! Amended options: a crash leaves the image before or after, and so does a fault.
 
+use std::sync::Arc;
+
 use qcow2_format::header::Version;
 use qcow2_image::amend::AmendOptions;
 use qcow2_image::create::CreateOptions;
-use qcow2_image::testing::Random;
+use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::{Image, ImageOptions};
+use qcow2_io::{Fault, Faulty, Memory, Operation, Storage};
 
-use crate::rig::{Case, Deed, LEN, noise};
+use crate::rig::{Case, Deed, LEN, assert_sound, noise, state};
 
 fn new() -> CreateOptions {
     CreateOptions::new(LEN as u64)
@@ -72,6 +76,13 @@ fn deeds() -> Vec<Deed> {
         amend("grow", new().cluster_size(4096), |options| {
             options.size(3 << 20)
         }),
+        amend("shrink", new().cluster_size(4096), |options| {
+            options.size(200 << 10)
+        }),
+        amend("shrink over", new().cluster_size(512), |options| {
+            options.size(180 << 10)
+        })
+        .over(noise(35, 250_000)),
         Deed::new("other name", new().cluster_size(512), |image| {
             image.set_backing_name(Some((b"elsewhere/base.raw", b"raw")))
         })
@@ -138,5 +149,95 @@ fn the_disk_reads_the_same_in_the_other_version() {
         assert!(case.before().disk == case.after().disk);
         assert_eq!(case.before().snapshots, case.after().snapshots);
         assert!(case.after().facts.starts_with("V2 16 false"));
+    }
+}
+
+/// An image with a raw data file, or one that is not, and what is in both.
+fn beside_data_file(raw: bool) -> (Vec<u8>, Vec<u8>) {
+    let (memory, data) = (Arc::new(Memory::new()), Arc::new(Memory::new()));
+    let recipe = new()
+        .cluster_size(4096)
+        .data_file("disk.raw")
+        .data_file_raw(raw)
+        .data_file_storage(data.clone());
+    Image::create(&memory, &recipe).unwrap();
+    let options = Image::options().data_file(data.clone());
+    let image = options.open(memory.clone()).unwrap();
+    image.write_at(&noise(3, 100_000), 4096).unwrap();
+    image.close().unwrap();
+    (memory.to_vec().unwrap(), data.to_vec().unwrap())
+}
+
+#[test]
+fn options_of_a_data_file_are_before_or_after_and_its_bytes_stay() {
+    type Change = fn(AmendOptions<'static>) -> AmendOptions<'static>;
+    let changes: [(bool, Change); 3] = [
+        (true, |options| options.data_file("elsewhere/other.raw")),
+        (false, |options| {
+            options.data_file("a/long/name/".repeat(40))
+        }),
+        (true, |options| {
+            options.data_file_raw(false).data_file("both.img")
+        }),
+    ];
+    let mut random = Random::new(2718);
+    for (raw, change) in changes {
+        let (start, bytes) = beside_data_file(raw);
+        let with_data = |data: &Arc<Memory>| Image::options().data_file(data.clone());
+        let data = || Arc::new(Memory::from(bytes.clone()));
+        let look = |storage: &Arc<dyn Storage>, how: &str| {
+            let data = data();
+            let options = || -> ImageOptions { with_data(&data) };
+            let found = state(options, storage);
+            let image = options().open(Arc::clone(storage)).unwrap();
+            image.write_at(&[1; 5000], 200_000).unwrap();
+            image.close().unwrap();
+            assert_sound(&**storage);
+            let later = state(options, storage);
+            assert!(later.disk[..200_000] == found.disk[..200_000], "{how}");
+            assert_eq!(later.facts, found.facts, "{how}");
+            (found, how.to_owned())
+        };
+        let memory = |bytes: &[u8]| Arc::new(Memory::from(bytes.to_vec())) as Arc<dyn Storage>;
+        let (before, _) = look(&memory(&start), "before");
+
+        let tape = Tape::new();
+        let storage = tape.record(0, Arc::new(Overlay::new(Arc::new(start.clone()))));
+        let kept = data();
+        let mut image = with_data(&kept).open(storage.clone()).unwrap();
+        image.amend(&change(AmendOptions::new())).unwrap();
+        image.close().unwrap();
+        assert!(kept.to_vec().unwrap() == bytes);
+        let (after, _) = look(&storage, "after");
+        assert_ne!(before.facts, after.facts);
+
+        let mut moment = Moment::new(vec![start.clone()]);
+        for (number, entry) in tape.take().iter().enumerate() {
+            moment.advance(entry);
+            let (storages, loss) = moment.crash(&mut random).unwrap();
+            let (found, how) = look(&storages[0], &format!("crash after {number}, {loss}"));
+            assert!(found == before || found == after, "{how}");
+        }
+
+        let mut met = 0;
+        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+            for nth in 1.. {
+                let storage = Arc::new(Faulty::new(Overlay::new(Arc::new(start.clone()))));
+                let mut image = with_data(&data()).open(storage.clone()).unwrap();
+                storage.add(Fault::on(operation).nth(nth));
+                let result = image.amend(&change(AmendOptions::new()));
+                let closed = image.close();
+                if storage.struck() == 0 {
+                    break;
+                }
+                storage.clear();
+                assert!(operation == Operation::Read || result.is_err() || closed.is_err());
+                let storage: Arc<dyn Storage> = storage;
+                let (found, how) = look(&storage, &format!("{operation} {nth} fails"));
+                assert!(found == before || found == after, "{how}");
+                met += 1;
+            }
+        }
+        assert!(met > 1, "{met}");
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use qcow2_check::{Code, Options, check};
 use qcow2_format::SnapshotError;
+use qcow2_format::header::Version;
+use qcow2_image::amend::AmendOptions;
 use qcow2_image::create::CreateOptions;
 use qcow2_image::{
     Image, ImageError, ImageOptions, SnapshotKey, SnapshotL1Problem, SnapshotOptions,
@@ -196,4 +198,64 @@ fn a_snapshot_whose_tables_can_t_be_found_is_refused_or_passed_over() {
             .snapshot(SnapshotKey::any("one"));
         is_it(view.open(Arc::new(Memory::from(bytes))).unwrap_err());
     }
+}
+
+/// The entry at `table` with `unknown` behind the extra data it has.
+fn lengthen(bytes: &mut [u8], table: usize, unknown: &[u8]) {
+    let word = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_be_bytes);
+    let extra = word(table + 36) as usize;
+    let names = (word(table + 12) >> 16) as usize + (word(table + 12) & 0xffff) as usize;
+    let known = table + 40 + extra;
+    let names = bytes[known..known + names].to_vec();
+    put(bytes, known, unknown);
+    put(bytes, known + unknown.len(), &names);
+    let extra = u32::try_from(extra + unknown.len()).unwrap();
+    put(bytes, table + 36, &extra.to_be_bytes());
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn extra_data_that_nobody_knows_stays_with_its_snapshot() {
+    let (mut bytes, table) = image();
+    let unknown = *b"of a later version, and of no meaning to this one";
+    lengthen(&mut bytes, table, &unknown);
+    assert_eq!(
+        check(&Memory::from(bytes.clone()), &Options::default())
+            .counts
+            .corruptions,
+        0
+    );
+    let (memory, mut image) = open(&bytes, Image::options());
+    image.write_at(&[8; 512], 0).unwrap();
+    image.create_snapshot(&SnapshotOptions::new("two")).unwrap();
+
+    let kept = || {
+        let now = memory.to_vec().unwrap();
+        let header = |at: usize| u64::from_be_bytes(now[at..at + 8].try_into().unwrap());
+        let table = usize::try_from(header(64)).unwrap();
+        has(&now[table..(table + 512).min(now.len())], &unknown)
+    };
+    assert!(kept(), "after a snapshot was taken");
+    image.apply_snapshot(&SnapshotKey::any("one")).unwrap();
+    let mut read = [0; 512];
+    image.read_at(&mut read, 0).unwrap();
+    assert_eq!(read, [7; 512]);
+    image.delete_snapshot(&SnapshotKey::any("two")).unwrap();
+    assert!(kept(), "after another was deleted");
+    image
+        .amend(&AmendOptions::new().version(Version::V2))
+        .unwrap();
+    assert!(kept(), "in the older version");
+    image
+        .amend(&AmendOptions::new().version(Version::V3).refcount_bits(64))
+        .unwrap();
+    assert!(kept(), "in the newer version again");
+    image.delete_snapshot(&SnapshotKey::any("one")).unwrap();
+    image.close().unwrap();
+    let report = check(&*memory, &Options::default());
+    assert_eq!(report.counts.corruptions, 0, "{:?}", report.findings);
+    assert_eq!(report.counts.leaks, 0, "{:?}", report.findings);
 }

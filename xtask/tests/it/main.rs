@@ -11,3 +11,7 @@ mod check_image;
 /// `check-image` on images made by QEMU, beside its own check.
 #[cfg(test)]
 mod check_image_qemu;
+
+/// `check-image --repair` and what goes with it.
+#[cfg(test)]
+mod check_image_repair;

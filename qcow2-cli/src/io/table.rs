@@ -119,7 +119,7 @@ pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done
         return Err(Failed);
     };
     if command.needs_disk && !session.is_open() {
-        say!(console, "no file open, try 'help open'");
+        complain!(console, "no file open, try 'help open'");
         return Err(Failed);
     }
     let args: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();

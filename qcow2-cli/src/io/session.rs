@@ -378,6 +378,8 @@ impl<'a> Session<'a> {
         if !node.writable {
             return Ok(());
         }
+        // Of what failed before something is always left to be written, where that can't be.
+        let stuck = node.injector().and_then(|injector| injector.stuck());
         // While the image is one of the tree, a fault injector below knows its tables; alone, it is not found any more.
         let flushed = match node.image() {
             Some(image) => image.flush(),
@@ -390,8 +392,12 @@ impl<'a> Session<'a> {
                 Ok(()) => flushed.map_err(|error| system::describe(&error)),
                 Err(error) => Err(system::describe(&error)),
             },
-            None => Ok(()),
+            None => return Ok(()),
         };
+        let closed = closed.and_then(|()| match stuck {
+            Some(errno) => Err(system::text(errno)),
+            None => Ok(()),
+        });
         closed.map_err(|text| {
             // What is left in memory then is of both kinds.
             for cache in ["L2 table", "refcount block"] {

@@ -319,3 +319,54 @@ fn reopening_starts_from_what_open_said() {
     lines.extend(to_be_opened.iter().map(|line| &line[..]));
     compare("qemu-io", scene().path(), &lines);
 }
+
+#[test]
+fn what_refcounts_wrongly_call_free_is_told_alike() {
+    // A refcount of 0 for the clusters from the one at this place of the refcount block on, and a request that needs one.
+    let cases = [
+        ("131072 2", "open base.qcow2", "write 0 64k"),
+        ("131072 8", "open base.qcow2", "write 0 64k"),
+        ("131074 2", "open base.qcow2", "write 0 64k"),
+        ("131076 2", "open base.qcow2", "write 0 64k"),
+        ("131078 2", "open base.qcow2", "write 0 64k"),
+        ("65536 8", "open base.qcow2", "write 0 64k"),
+    ];
+    if !is_available(cases.len(), "damaged images") {
+        return;
+    }
+    let damage = cases.map(|(place, ..)| format!("write -q -P 0 {place}"));
+    let lines: Vec<_> = cases
+        .iter()
+        .zip(&damage)
+        .map(|((_, open, request), damage)| {
+            let raw = "open -o driver=raw,file.filename=base.qcow2";
+            [
+                "-c", raw, "-c", damage, "-c", "close", "-c", *open, "-c", *request,
+            ]
+        })
+        .collect();
+    let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
+    compare("qemu-io", scene().path(), &lines);
+}
+
+#[test]
+fn refcount_blocks_that_fail_are_told_alike() {
+    let mut opens = Vec::new();
+    for event in ["refblock_load", "refblock_update_part", "refblock_alloc"] {
+        for once in ["on", "off"] {
+            opens.push(format!(
+                "open -o driver=qcow2,file.driver=blkdebug,file.image.filename=base.qcow2,\
+                 file.inject-error.0.event={event},file.inject-error.0.errno=28,file.inject-error.0.once={once}"
+            ));
+        }
+    }
+    if !is_available(opens.len(), "faults of refcount blocks") {
+        return;
+    }
+    let lines: Vec<_> = opens
+        .iter()
+        .map(|open| ["-t", "writethrough", "-c", open, "-c", "write 0 128k"])
+        .collect();
+    let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
+    compare("qemu-io", scene().path(), &lines);
+}

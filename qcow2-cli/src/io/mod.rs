@@ -1,9 +1,10 @@
 //! The face of `qemu-io`: requests to a disk, typed one by one.
 //!
 //! `session` keeps the disk and what is under way, `table` lists the commands; `transfer`, `space`, `inspect` and `control` carry them out,
-//! `report` says what became of them.
+//! `report` says what became of them, `help` what they are for.
 
 mod control;
+mod help;
 mod inspect;
 mod reopen;
 mod report;

@@ -87,7 +87,7 @@ fn an_overlay_that_is_not_emptied_is_told_apart_and_keeps_its_data() {
     let (base_file, file) = (create(), create());
     let base = Arc::new(Image::options().open(base_file).unwrap());
     let overlay = Image::options().open(file.clone()).unwrap();
-    overlay.write_at(&[7; 1 << 16], 0).unwrap();
+    overlay.write_at(&vec![7; 1 << 16], 0).unwrap();
     overlay.close().unwrap();
     let probe = Probe::new(|step| match step {
         Step::ChangeL1 => Err(StorageError::new(Operation::Write, StorageErrorKind::Io)),

@@ -6,8 +6,9 @@ use std::time::Duration;
 use qcow2_io::Storage;
 use rustix::process::{Signal, getpid, kill_process};
 
+use super::mode::Mode;
 use super::reopen::Reopening;
-use super::session::{Done, Failed, Mode, Session};
+use super::session::{Done, Failed, Session};
 use super::table::Command;
 use super::transfer::number;
 use crate::node::NodeOptions;

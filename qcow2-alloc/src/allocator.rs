@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use qcow2_cache::sync::{Mutex, MutexGuard, lock};
-use qcow2_cache::{Kinds, Metadata, MetadataError, PointerKind, Releases, Step};
+use qcow2_cache::{Kinds, Metadata, MetadataError, PointerKind, Purpose, Releases, Step};
 use qcow2_format::geometry::HOST_OFFSET_LIMIT;
 use qcow2_format::{Geometry, HostCluster, HostOffset, RefcountTableEntry};
 use qcow2_io::Storage as _;
@@ -97,7 +97,20 @@ impl Allocator {
         want: u64,
         near: Option<HostCluster>,
     ) -> Result<Allocation<'_>, AllocError> {
-        self.take(want.max(1), near, false)
+        self.take(want.max(1), near, false, Purpose::Other)
+    }
+
+    /// As [`allocate`](Self::allocate), of one cluster for something that is told of where it can't be had.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](Self::allocate).
+    pub fn allocate_for(
+        &self,
+        purpose: Purpose,
+        near: Option<HostCluster>,
+    ) -> Result<Allocation<'_>, AllocError> {
+        self.take(1, near, false, purpose)
     }
 
     /// Hands out `count` consecutive clusters.
@@ -106,7 +119,7 @@ impl Allocator {
     ///
     /// As [`allocate`](Self::allocate).
     pub fn allocate_contiguous(&self, count: u64) -> Result<Allocation<'_>, AllocError> {
-        self.take(count.max(1), None, true)
+        self.take(count.max(1), None, true, Purpose::Other)
     }
 
     fn take(
@@ -114,6 +127,7 @@ impl Allocator {
         want: u64,
         near: Option<HostCluster>,
         whole: bool,
+        purpose: Purpose,
     ) -> Result<Allocation<'_>, AllocError> {
         self.meta.check_writable()?;
         self.meta.before(Step::Allocate)?;
@@ -126,7 +140,7 @@ impl Allocator {
             }
             // The new table may lie where the clusters were to be.
         };
-        self.check_unused(first, count)?;
+        self.check_unused(first, count, purpose)?;
         self.raise(&mut state, first, count)?;
         let virgin_from = state.virgin.max(first);
         state.note_taken(self.geometry(), first, count);
@@ -168,23 +182,23 @@ impl Allocator {
     }
 
     /// Refcount 0 is no proof: what is known to be metadata is not handed out, whatever its refcount says.
-    pub(crate) fn check_unused(&self, first: u64, count: u64) -> Result<(), AllocError> {
+    pub(crate) fn check_unused(
+        &self,
+        first: u64,
+        count: u64,
+        purpose: Purpose,
+    ) -> Result<(), AllocError> {
         for number in first..first + count {
             let cluster = HostCluster::new(number);
             if let Some(what) = self.metadata_in(cluster) {
-                let offset = HostOffset::new(number << self.geometry().cluster_bits());
-                let detail = format!("it is 0, but {what} is in cluster {cluster}");
-                return Err(self
-                    .meta
-                    .corrupt("the refcount of the cluster", offset, detail)
-                    .into());
+                return Err(self.meta.in_use(cluster, what, purpose).into());
             }
         }
         Ok(())
     }
 
     /// What is known to lie in a cluster, beside data.
-    fn metadata_in(&self, cluster: HostCluster) -> Option<Kinds> {
+    pub(crate) fn metadata_in(&self, cluster: HostCluster) -> Option<Kinds> {
         if cluster.get() == 0 {
             return Some(Kinds::MAIN_HEADER);
         }

@@ -1,6 +1,6 @@
 //! Growth of the refcount structures, which count themselves.
 
-use qcow2_cache::{Kinds, Step, field};
+use qcow2_cache::{Kinds, Purpose, Step, field};
 use qcow2_format::geometry::{HOST_OFFSET_LIMIT, MAX_REFCOUNT_TABLE_BYTES};
 use qcow2_format::{HostCluster, HostOffset, RefcountTableEntry, set_refcount};
 
@@ -26,6 +26,7 @@ impl Allocator {
         }
         let mut behind = first + count;
         for block in first_block..=last_block {
+            self.meta.before(Step::FindBlock)?;
             while state.block(block).is_none() {
                 let at = self.first_free(state, behind)?;
                 let (own, _) = State::locate(geometry, at);
@@ -61,7 +62,6 @@ impl Allocator {
 
     /// Makes the block numbered `block` in the free cluster `at`, which it or another block describes.
     fn make_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
-        self.meta.before(Step::MakeBlock)?;
         self.install_block(state, block, at)?;
         let stored = self.store(state, at, 1);
         if let Err(error) = stored.and_then(|()| Ok(self.meta.before(Step::LinkBlock)?)) {
@@ -77,15 +77,7 @@ impl Allocator {
     fn install_block(&self, state: &mut State, block: usize, at: u64) -> Result<(), AllocError> {
         let geometry = self.meta.geometry();
         let offset = HostOffset::new(at << geometry.cluster_bits());
-        let kinds = self.meta.overlap().kinds(HostCluster::new(at));
-        if at == 0 || !kinds.is_empty() {
-            let what = if at == 0 { Kinds::MAIN_HEADER } else { kinds };
-            let detail = format!("there is none, but cluster {at} holds {what}");
-            return Err(self
-                .meta
-                .corrupt("the refcount block of a cluster", offset, detail)
-                .into());
-        }
+        self.check_unused(at, 1, Purpose::RefcountBlock)?;
         let size = geometry.cluster_size();
         self.meta.before(Step::WriteBlock)?;
         self.meta
@@ -278,6 +270,7 @@ impl Allocator {
             self.move_table_uncounted(state, last_block)?;
         }
         for block in 0..=last_block {
+            self.meta.before(Step::FindBlock)?;
             while state.block(block).is_none() {
                 let at = state.tail;
                 let (own, _) = State::locate(geometry, at);

@@ -3,7 +3,7 @@
 //! For all of this no request may be in flight, and everything must be in the file. A copy of what a pointer is about to lead to
 //! is durable first, with its refcount; the refcount of the old place falls when the pointer has been changed durably.
 
-use qcow2_cache::{Kinds, field};
+use qcow2_cache::{Kinds, Purpose, field};
 use qcow2_format::{HostCluster, HostOffset, RefcountBlock, RefcountTableEntry};
 use qcow2_io::Storage as _;
 
@@ -30,7 +30,7 @@ impl Allocator {
                     });
                 }
             }
-            self.check_unused(to, count)?;
+            self.check_unused(to, count, Purpose::Other)?;
             self.raise(&mut state, to, count)?;
             state.note_taken(self.meta.geometry(), to, count);
         }

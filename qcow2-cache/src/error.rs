@@ -29,6 +29,20 @@ pub enum MetadataError {
         /// What it holds.
         kinds: Kinds,
     },
+    /// What was to be handed out holds metadata, although its refcount is 0. The image is marked as corrupt and takes no more writes.
+    #[error(
+        "the refcount of the cluster at {offset} is corrupt: it is 0, but {kinds} is in cluster {cluster}"
+    )]
+    InUse {
+        /// Where the cluster lies in the file.
+        offset: HostOffset,
+        /// Its number.
+        cluster: HostCluster,
+        /// What it holds.
+        kinds: Kinds,
+        /// What it was to be for.
+        wanted: Purpose,
+    },
     /// An entry makes no sense. If the image is writable, it is marked as corrupt and takes no more writes.
     #[error("{what} at {offset} is corrupt: {detail}")]
     Corrupt {
@@ -67,6 +81,20 @@ pub enum MetadataError {
     /// A flush that this one shared has failed.
     #[error("{0}")]
     Shared(String),
+}
+
+/// What a cluster is handed out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Purpose {
+    /// An L2 table.
+    L2Table,
+    /// A refcount block.
+    RefcountBlock,
+    /// Compressed data.
+    Compressed,
+    /// Anything else: data, or a table of another kind.
+    Other,
 }
 
 /// An entry that points at a cluster of metadata.

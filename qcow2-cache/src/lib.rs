@@ -16,7 +16,7 @@ pub mod sync;
 mod table;
 
 pub use commit::GroupCommit;
-pub use error::{MetadataError, PointerKind};
+pub use error::{MetadataError, PointerKind, Purpose};
 pub use metadata::{Metadata, MetadataOptions, Probe, Releases, Step, Watcher, field};
 pub use overlap::{Kinds, OverlapChecks, OverlapMap, Template, TooMuchMetadata};
 pub use rules::Rules;

@@ -73,7 +73,8 @@ pub use image::Image;
 pub use options::ImageOptions;
 pub use qcow2_alloc::PassDiscard;
 pub use qcow2_cache::{
-    Kinds, MetadataError, OverlapChecks, PointerKind, Probe, Rules, Step, Template, Watcher,
+    Kinds, MetadataError, OverlapChecks, PointerKind, Probe, Purpose, Rules, Step, Template,
+    Watcher,
 };
 pub use qcow2_check::chain::References;
 #[cfg(feature = "encryption")]

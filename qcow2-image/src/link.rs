@@ -1,7 +1,7 @@
 //! Changing what guest clusters are mapped to.
 
 use qcow2_alloc::{Allocator, Reason};
-use qcow2_cache::{Kinds, Room, Step};
+use qcow2_cache::{Kinds, Purpose, Room, Step};
 use qcow2_format::{ClusterKind, HostOffset, L1Entry, L2Entry};
 
 use crate::mapping::Found;
@@ -21,7 +21,7 @@ impl Image {
             return Ok(old);
         }
         let alloc = self.alloc()?;
-        let allocation = alloc.allocate(1, None)?;
+        let allocation = alloc.allocate_for(Purpose::L2Table, None)?;
         let table = allocation.offset();
         let size = self.cluster_size();
         if self.meta.has_lazy_refcounts() {

@@ -1,8 +1,8 @@
 //! Where compressed data goes: one cluster of the file holds that of several guest clusters.
 
 use qcow2_alloc::{AllocError, Allocation, Reason};
-use qcow2_cache::Step;
 use qcow2_cache::sync::{Mutex, lock};
+use qcow2_cache::{Purpose, Step};
 use qcow2_format::{HostCluster, HostOffset};
 
 use crate::{Image, ImageError};
@@ -79,7 +79,7 @@ impl Image {
                 true
             } else {
                 let follower = cluster.checked_add(1);
-                let found = alloc.allocate(1, follower)?;
+                let found = alloc.allocate_for(Purpose::Compressed, follower)?;
                 let follows = Some(found.first()) == follower;
                 fresh = Some(found);
                 follows
@@ -102,7 +102,7 @@ impl Image {
         }
         let fresh = match fresh {
             Some(fresh) => fresh,
-            None => alloc.allocate(1, None)?,
+            None => alloc.allocate_for(Purpose::Compressed, None)?,
         };
         let offset = fresh.offset();
         *next = self.behind(offset.get() + len);

@@ -227,6 +227,7 @@ impl Image {
 
     /// Frees all tables from one on, and what they lead to.
     pub(crate) fn drop_tables(&self, first: u64) -> Result<(), ImageError> {
+        self.meta.before(Step::ChangeL1)?;
         let entries = first..self.l1.len();
         let gone: Vec<L1Entry> = entries.clone().map(|index| self.l1.get(index)).collect();
         self.rework(|| {

@@ -10,7 +10,7 @@ use qcow2_io::Storage;
 use super::Metadata;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
-use crate::{Kinds, MetadataError, PointerKind};
+use crate::{Kinds, MetadataError, PointerKind, Purpose};
 
 /// Fields of the header that change while an image is in use, each within one sector; bytes.
 pub mod field {
@@ -200,6 +200,18 @@ impl Metadata {
             what,
             offset,
             detail: detail.into(),
+        })
+    }
+
+    /// A cluster that looked free holds metadata: as [`corrupt`](Self::corrupt).
+    #[cold]
+    pub fn in_use(&self, cluster: HostCluster, kinds: Kinds, wanted: Purpose) -> MetadataError {
+        self.poison();
+        self.told(MetadataError::InUse {
+            offset: HostOffset::new(cluster.get() << self.geometry().cluster_bits()),
+            cluster,
+            kinds,
+            wanted,
         })
     }
 

@@ -20,8 +20,8 @@ pub enum Step {
     ChangeRefcount,
     /// Clusters lose a reference.
     Free,
-    /// A refcount block is made.
-    MakeBlock,
+    /// The refcount block of clusters that are handed out is looked for, and made where there is none.
+    FindBlock,
     /// It is written.
     WriteBlock,
     /// The refcount table gets its entry.

@@ -11,7 +11,7 @@ use crate::MetadataError;
 pub struct Watcher(Arc<dyn Fn(&MetadataError) + Send + Sync>);
 
 impl Watcher {
-    /// Calls `told`, with what was found: [`MetadataError::Overlap`], [`MetadataError::BadPointer`] or
+    /// Calls `told`, with what was found: [`MetadataError::Overlap`], [`MetadataError::InUse`], [`MetadataError::BadPointer`] or
     /// [`MetadataError::Corrupt`]. It must not use the image, which is in the middle of a request.
     pub fn new(told: impl Fn(&MetadataError) + Send + Sync + 'static) -> Self {
         Self(Arc::new(told))

@@ -106,6 +106,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     image.commit(&options).map_err(|error| {
         Failure::new(match &error {
             ChainError::Image(error) => system::describe(error),
+            ChainError::Emptying(error) => {
+                format!("Failed to empty {name}: {}", system::describe(error))
+            }
             ChainError::Read { source, .. } => job_failed(source),
             ChainError::Write { source, .. } => job_failed(&**source),
             error => error.to_string(),

@@ -14,7 +14,7 @@ use self::plan::Plan;
 use self::weight::Weight;
 use super::args::{self, Failure};
 use super::create;
-use super::creation::Creation;
+use super::creation::{Creation, Format};
 use super::progress::Progress;
 use crate::node::{Access, Concat, Node, NodeOptions, Opener};
 use crate::words::{outside, system};
@@ -69,7 +69,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         source,
         len,
         &target,
-        is_reserved(&plan, &creation),
+        is_new_and_zero(&plan, &creation),
         console,
     )?;
     if plan.bitmaps {
@@ -80,13 +80,14 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the target was made just now with space for all of it, reads as zeros, and is to keep that space.
-fn is_reserved(plan: &Plan, creation: &Creation) -> bool {
+/// Whether the target was made just now, reads as zeros, and is to keep the space that it has got: all of it, or the first block
+/// of a raw file.
+fn is_new_and_zero(plan: &Plan, creation: &Creation) -> bool {
     let is_file =
         || std::fs::metadata(outside::path(&plan.target)).is_ok_and(|found| found.is_file());
     let set = |key: &str| creation.get(key).is_some_and(|value| !value.is_empty());
     let has_space = matches!(creation.get("preallocation"), Some("falloc" | "full"));
-    has_space
+    (has_space || creation.format == Format::Raw)
         && !plan.keeps_target
         && !set("encrypt.format")
         && !set("encryption")
@@ -139,7 +140,7 @@ fn copy_data(
     source: &dyn Storage,
     len: u64,
     target: &Node,
-    is_new_and_reserved: bool,
+    is_new_and_zero: bool,
     console: &Console,
 ) -> Result<(), Failure> {
     let shown = plan.progress && !plan.quiet;
@@ -154,7 +155,7 @@ fn copy_data(
     let mut options = CopyOptions::new()
         .sparse(plan.sparse)
         .salvage(plan.salvage)
-        .target_is_zero(plan.target_is_zero || is_new_and_reserved)
+        .target_is_zero(plan.target_is_zero || is_new_and_zero)
         .zero_rest(!plan.keeps_target)
         .write_zeros(plan.keeps_target)
         .ordered(!plan.any_order && target.image().is_some())

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use qcow2_image::create::{CreateError, CreateOptions, Preallocation};
 
 use super::Failure;
+use crate::node;
 use crate::words::{keyval, outside, size};
 use crate::{Console, Objects, say};
 
@@ -454,7 +455,7 @@ impl Creation {
             options = options.backing_file(outside::bytes(name), format);
         }
         if let Some(name) = named("data_file") {
-            options = options.data_file(outside::bytes(name));
+            options = options.data_file(outside::bytes(&node::without_protocol(name)));
         }
         if encrypted {
             let id = self

@@ -6,7 +6,9 @@ use std::time::Duration;
 use qcow2_io::Storage;
 use rustix::process::{Signal, getpid, kill_process};
 
-use super::session::{Done, Failed, Mode, Session};
+use super::mode::Mode;
+use super::reopen::Reopening;
+use super::session::{Done, Failed, Session};
 use super::table::Command;
 use super::transfer::number;
 use crate::node::NodeOptions;
@@ -52,41 +54,37 @@ pub(super) fn close(session: &mut Session<'_>, _command: &Command, _parsed: &Par
 
 /// `reopen`
 pub(super) fn reopen(session: &mut Session<'_>, command: &Command, parsed: &Parsed) -> Done {
-    let (mut read_only, mut cache, mut more) = (None, None, NodeOptions::default());
+    let mut change = Reopening::default();
     for (code, value) in &parsed.options {
         match code {
-            'r' | 'w' if read_only.is_some() => {
+            'r' | 'w' if change.read_only.is_some() => {
                 complain!(
                     session.console,
                     "qemu-io: Only one -r/-w option may be given"
                 );
                 return Err(Failed);
             }
-            'r' => read_only = Some(true),
-            'w' => read_only = Some(false),
+            'r' => change.read_only = Some(true),
+            'w' => change.read_only = Some(false),
             'c' => {
                 let mut tried = Mode::default();
                 tried.cache(value).map_err(|_| {
                     complain!(session.console, "qemu-io: Invalid cache option: {value}");
                     Failed
                 })?;
-                cache = Some(value.clone());
+                change.cache = Some(value.clone());
             }
-            _ => more.extend(NodeOptions::from_list(value)),
+            _ => change.more.extend(NodeOptions::from_list(value)),
         }
     }
     if !parsed.operands.is_empty() {
         return command.misused(session);
     }
-    session.reopen(more, |mode| {
-        if let Some(read_only) = read_only {
-            mode.read_only = read_only;
-        }
-        if let Some(cache) = &cache {
-            // It was tried before.
-            let _ = mode.cache(cache);
-        }
-    })
+    if let Some(text) = change.contradiction() {
+        complain!(session.console, "qemu-io: {text}");
+        return Err(Failed);
+    }
+    session.reopen(change)
 }
 
 /// `flush`

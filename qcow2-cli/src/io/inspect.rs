@@ -8,6 +8,7 @@ use super::session::{Done, Failed, Session};
 use super::table::Command;
 use super::transfer::number;
 use crate::img::Facts;
+use crate::node::Node;
 use crate::say;
 use crate::words::getopt::Parsed;
 use crate::words::system;
@@ -35,7 +36,14 @@ pub(super) fn info(session: &mut Session<'_>, _command: &Command, _parsed: &Pars
     let node = session.node()?;
     let console = session.console;
     say!(console, "format name: {}", node.driver);
+    if is_protocol(node) {
+        // Once as a format, once as a protocol.
+        say!(console, "format name: {}", node.driver);
+    }
     let Some(image) = node.image() else {
+        if ends_in_nothing(node) {
+            return Err(Failed);
+        }
         say!(console, "cluster size: 0 bytes");
         say!(console, "vm state offset: 0 bytes");
         return Ok(());
@@ -54,6 +62,20 @@ pub(super) fn info(session: &mut Session<'_>, _command: &Command, _parsed: &Pars
     say!(console, "Format specific information:");
     console.out(format_args!("{}", Facts::of(node).specific_text()));
     Ok(())
+}
+
+/// Whether a driver is one that bytes come from, not one that says what they mean.
+fn is_protocol(node: &Node) -> bool {
+    !matches!(
+        node.driver,
+        "qcow2" | "raw" | "copy-on-read" | "compress" | "quorum"
+    )
+}
+
+/// Whether what is asked of a node goes to a disk that keeps nothing, and has nothing to tell.
+fn ends_in_nothing(node: &Node) -> bool {
+    let mut below = node.child("file").or(node.child("image"));
+    node.driver.starts_with("null-") || below.take().is_some_and(ends_in_nothing)
 }
 
 /// Stretches of the disk, and whether the top layer says something of them.

@@ -1,10 +1,12 @@
 //! The face of `qemu-io`: requests to a disk, typed one by one.
 //!
-//! `session` keeps the disk and what is under way, `table` lists the commands; `transfer`, `space`, `inspect` and `control` carry them out,
-//! `report` says what became of them.
+//! `session` keeps the disk and what is under way, `mode` how it is opened, `table` lists the commands; `transfer`, `space`, `inspect` and `control` carry them out,
+//! `report` says what became of them, `help` what they are for.
 
 mod control;
+mod help;
 mod inspect;
+mod mode;
 mod reopen;
 mod report;
 mod session;
@@ -17,7 +19,8 @@ use std::ffi::OsString;
 use std::io::BufRead as _;
 use std::process::ExitCode;
 
-use self::session::{Mode, Session};
+use self::mode::Mode;
+use self::session::Session;
 use crate::words::getopt::{Long, Spec};
 use crate::words::outside;
 use crate::{Console, complain, say};

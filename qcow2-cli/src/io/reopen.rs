@@ -2,6 +2,28 @@
 
 use crate::node::{Node, NodeOptions};
 
+/// What a disk is opened anew with.
+#[derive(Debug, Default)]
+pub(super) struct Reopening {
+    pub(super) more: NodeOptions,
+    pub(super) read_only: Option<bool>,
+    pub(super) cache: Option<String>,
+}
+
+impl Reopening {
+    /// What is said twice, by a switch and by an option, if anything is.
+    pub(super) fn contradiction(&self) -> Option<&'static str> {
+        let says = |key| self.more.contains(key);
+        if self.read_only.is_some() && says("read-only") {
+            Some("Cannot set both -r/-w and 'read-only'")
+        } else if self.cache.is_some() && (says("cache.direct") || says("cache.no-flush")) {
+            Some("Cannot set both -c and the cache options")
+        } else {
+            None
+        }
+    }
+}
+
 /// What each node may change while it is open.
 const OF_ALL: &[&str] = &[
     "auto-read-only",

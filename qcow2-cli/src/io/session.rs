@@ -7,8 +7,10 @@ use std::thread::{self, JoinHandle};
 use qcow2_image::{Image, ImageError, MetadataError};
 use qcow2_io::Storage;
 
-use super::{reopen, table};
-use crate::node::{Access, Node, NodeOptions, Opener};
+use super::mode::Mode;
+use super::reopen::{self, Reopening};
+use super::table;
+use crate::node::{Node, NodeOptions, OpenError, Opener};
 use crate::words::system;
 use crate::{Console, Objects, complain};
 
@@ -19,111 +21,6 @@ pub(super) struct Failed;
 /// What a command gives.
 pub(super) type Done = Result<(), Failed>;
 
-/// How a disk is opened.
-#[derive(Clone, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an option of its own"
-)]
-pub(super) struct Mode {
-    pub(super) format: Option<String>,
-    pub(super) image_opts: bool,
-    pub(super) read_only: bool,
-    snapshot: bool,
-    copy_on_read: bool,
-    force_share: bool,
-    direct: bool,
-    native: bool,
-    write_through: bool,
-    unmap: bool,
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self {
-            format: None,
-            image_opts: false,
-            read_only: false,
-            snapshot: false,
-            copy_on_read: false,
-            force_share: false,
-            direct: false,
-            native: false,
-            write_through: false,
-            unmap: true,
-        }
-    }
-}
-
-impl Mode {
-    /// Takes an option of the command line, or of `open`.
-    pub(super) fn take(&mut self, code: char, value: &str) -> Result<(), String> {
-        match code {
-            'f' => self.format = Some(value.to_owned()),
-            'r' => self.read_only = true,
-            's' => self.snapshot = true,
-            'C' => self.copy_on_read = true,
-            'U' => self.force_share = true,
-            'n' => self.cache("none")?,
-            't' => self.cache(value)?,
-            'd' => {
-                self.unmap = match value {
-                    "ignore" | "off" => false,
-                    "unmap" | "on" => true,
-                    other => return Err(format!("Invalid discard option: {other}")),
-                }
-            }
-            'k' => self.native = true,
-            'i' => {
-                self.native = match value {
-                    "native" => true,
-                    "threads" | "io_uring" => false,
-                    other => return Err(format!("Invalid aio option: {other}")),
-                }
-            }
-            '\u{2}' => self.image_opts = true,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Takes a cache mode.
-    pub(super) fn cache(&mut self, name: &str) -> Result<(), String> {
-        (self.direct, self.write_through) = match name {
-            "none" | "off" => (true, false),
-            // Durability is not given up, whoever would allow it.
-            "writeback" | "unsafe" => (false, false),
-            "directsync" => (true, true),
-            "writethrough" => (false, true),
-            other => return Err(format!("Invalid cache option: {other}")),
-        };
-        Ok(())
-    }
-
-    /// Whether each write is flushed.
-    pub(super) fn writes_through(&self) -> bool {
-        self.write_through
-    }
-
-    /// Whether discards have an effect.
-    pub(super) fn unmaps(&self) -> bool {
-        self.unmap
-    }
-
-    fn access(&self) -> Access {
-        Access {
-            write: !self.read_only,
-            force_share: self.force_share,
-            direct: self.direct,
-            unmap: self.unmap,
-            native: self.native,
-            copy_on_read: self.copy_on_read,
-            temporary_overlay: self.snapshot,
-            ..Access::read()
-        }
-    }
-}
-
 /// The disk that requests go to, and what is under way.
 pub(super) struct Session<'a> {
     pub(super) console: &'a Console,
@@ -131,8 +28,10 @@ pub(super) struct Session<'a> {
     pub(super) default_format: Option<String>,
     pub(super) is_over: bool,
     node: Option<Node>,
-    /// How it was opened: by what, and how.
+    /// What `open` was given, from which each `reopen` starts, and how the disk is open now.
     described: (NodeOptions, Mode),
+    /// What it is open by now.
+    current: NodeOptions,
     pending: Vec<JoinHandle<()>>,
     async_failed: Arc<AtomicBool>,
 }
@@ -146,6 +45,7 @@ impl<'a> Session<'a> {
             is_over: false,
             node: None,
             described: (NodeOptions::default(), Mode::default()),
+            current: NodeOptions::default(),
             pending: Vec::new(),
             async_failed: Arc::default(),
         }
@@ -211,22 +111,14 @@ impl<'a> Session<'a> {
             complain!(self.console, "qemu-io: file open already, try 'help close'");
             return Err(Failed);
         }
-        let opener = Opener {
-            objects: &self.objects,
-        };
-        if mode.force_share && !mode.read_only {
-            let device = name
-                .map(|name| format!(" device {name}"))
-                .unwrap_or_default();
-            complain!(
-                self.console,
-                "qemu-io: can't open{device}: force-share=on can only be used with read-only images"
-            );
-            return Err(Failed);
-        }
-        let guesses = !options.contains("driver") && !mode.read_only;
-        match opener.options(options.clone(), &mode.access()) {
+        let device = name
+            .map(|name| format!(" device {name}"))
+            .unwrap_or_default();
+        let mut mode = mode.clone();
+        let opened = self.node_of(&options, &mut mode);
+        match opened {
             Ok(node) => {
+                let guesses = !options.contains("driver") && !mode.read_only;
                 if let Some(name) = name
                     && guesses
                     && node.driver == "raw"
@@ -234,13 +126,11 @@ impl<'a> Session<'a> {
                     crate::node::warn_of_guess(name);
                 }
                 self.node = Some(node);
-                self.described = (options, mode.clone());
+                self.current = options.clone();
+                self.described = (options, mode);
                 Ok(())
             }
             Err(error) => {
-                let device = name
-                    .map(|name| format!(" device {name}"))
-                    .unwrap_or_default();
                 complain!(self.console, "qemu-io: can't open{device}: {}", error.text);
                 for hint in &error.hints {
                     complain!(self.console, "{hint}");
@@ -250,34 +140,74 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Opens the disk anew, with more options or another mode.
-    pub(super) fn reopen(&mut self, mut more: NodeOptions, change: impl FnOnce(&mut Mode)) -> Done {
+    /// The tree that options describe; they may say `mode` otherwise.
+    fn node_of(&self, options: &NodeOptions, mode: &mut Mode) -> Result<Node, OpenError> {
+        match options.clone().take_switch("read-only")? {
+            Some(true) if !mode.read_only => {
+                return Err(OpenError::new("Block node is read-only"));
+            }
+            Some(false) => mode.read_only = false,
+            _ => {}
+        }
+        if mode.force_share && !mode.read_only {
+            return Err(OpenError::new(
+                "force-share=on can only be used with read-only images",
+            ));
+        }
+        let opener = Opener {
+            objects: &self.objects,
+        };
+        opener.options(options.clone(), &mode.access())
+    }
+
+    /// Opens the disk anew, as `open` did and with more options or another mode.
+    pub(super) fn reopen(&mut self, change: Reopening) -> Done {
+        let Reopening {
+            mut more,
+            read_only,
+            cache,
+        } = change;
         if let Err(key) = reopen::check(self.node()?, &mut more) {
             complain!(self.console, "qemu-io: Cannot change the option '{key}'");
             return Err(Failed);
         }
-        let (old_options, old_mode) = self.described.clone();
-        let (mut options, mut mode) = (old_options.clone(), old_mode.clone());
+        let (mut base, old_mode) = self.described.clone();
+        let mut mode = old_mode.clone();
+        // What a switch of the command says, an option of `open` no longer does.
+        if let Some(read_only) = read_only {
+            base.take("read-only");
+            mode.read_only = read_only;
+        }
+        if let Some(cache) = &cache {
+            base.take("cache.direct");
+            base.take("cache.no-flush");
+            // It was tried before.
+            let _ = mode.cache(cache);
+        }
+        let mut options = base.clone();
         options.extend(more);
-        change(&mut mode);
+        let old = self.current.clone();
         self.wait_for_all();
         self.close()?;
-        // Options that make no sense are told without the usual words around.
-        let opener = Opener {
-            objects: &self.objects,
-        };
-        if let Err(error) = opener.options(options.clone(), &mode.access()) {
-            complain!(self.console, "qemu-io: {}", error.text);
-            for hint in &error.hints {
-                complain!(self.console, "{hint}");
+        match self.node_of(&options, &mut mode) {
+            Ok(node) => {
+                self.node = Some(node);
+                self.current = options;
+                self.described = (base, mode);
+                Ok(())
             }
-            self.open_options(old_options, None, &old_mode)?;
-            return Err(Failed);
+            Err(error) => {
+                // Told without the words around that a name would have.
+                complain!(self.console, "qemu-io: {}", error.text);
+                for hint in &error.hints {
+                    complain!(self.console, "{hint}");
+                }
+                let start = self.described.0.clone();
+                self.open_options(old, None, &old_mode)?;
+                self.described.0 = start;
+                Err(Failed)
+            }
         }
-        self.open_options(options, None, &mode).or_else(|_| {
-            self.open_options(old_options, None, &old_mode)?;
-            Err(Failed)
-        })
     }
 
     /// Whether a disk is open.
@@ -344,6 +274,8 @@ impl<'a> Session<'a> {
         if !node.writable {
             return Ok(());
         }
+        // Of what failed before something is always left to be written, where that can't be.
+        let stuck = node.injector().and_then(|injector| injector.stuck());
         // While the image is one of the tree, a fault injector below knows its tables; alone, it is not found any more.
         let flushed = match node.image() {
             Some(image) => image.flush(),
@@ -356,8 +288,12 @@ impl<'a> Session<'a> {
                 Ok(()) => flushed.map_err(|error| system::describe(&error)),
                 Err(error) => Err(system::describe(&error)),
             },
-            None => Ok(()),
+            None => return Ok(()),
         };
+        let closed = closed.and_then(|()| match stuck {
+            Some(errno) => Err(system::text(errno)),
+            None => Ok(()),
+        });
         closed.map_err(|text| {
             // What is left in memory then is of both kinds.
             for cache in ["L2 table", "refcount block"] {

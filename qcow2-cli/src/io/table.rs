@@ -1,5 +1,6 @@
 //! The commands: names, what they take, what they are for.
 
+use super::help::details;
 use super::session::{Done, Failed, Session};
 use super::{control, inspect, space, transfer, zone};
 use crate::words::getopt::{Parsed, Spec};
@@ -119,7 +120,7 @@ pub(super) fn run(session: &mut Session<'_>, name: &str, words: &[&str]) -> Done
         return Err(Failed);
     };
     if command.needs_disk && !session.is_open() {
-        say!(console, "no file open, try 'help open'");
+        complain!(console, "no file open, try 'help open'");
         return Err(Failed);
     }
     let args: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
@@ -171,6 +172,13 @@ fn help(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done 
     if let Some(name) = parsed.operands.first() {
         if let Some(command) = find(name) {
             say!(console, "{}", command.line(name));
+            if let Some((what, options)) = details(command.name) {
+                say!(console, "\n {what}");
+                for (letter, meaning) in options {
+                    say!(console, " -{letter}, -- {meaning}");
+                }
+                say!(console, "");
+            }
             Ok(())
         } else {
             say!(console, "command {name} not found");
@@ -182,5 +190,27 @@ fn help(session: &mut Session<'_>, _command: &Command, parsed: &Parsed) -> Done 
         }
         say!(console, "\nUse 'help commandname' for extended help.");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_explains_each_option_that_a_command_takes() {
+        for command in COMMANDS {
+            // Of those that only few use the line says enough.
+            let Some((_, explained)) = details(command.name) else {
+                assert!(matches!(command.short, "" | "m:" | "p"), "{}", command.name);
+                continue;
+            };
+            let taken = command.short.chars().filter(|letter| *letter != ':');
+            let mut taken: Vec<char> = taken.collect();
+            let mut explained: Vec<char> = explained.iter().map(|(letter, _)| *letter).collect();
+            taken.sort_unstable();
+            explained.sort_unstable();
+            assert_eq!(taken, explained, "{}", command.name);
+        }
     }
 }

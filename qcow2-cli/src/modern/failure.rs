@@ -197,7 +197,9 @@ fn advise(failure: Failure, error: &(dyn Error + 'static)) -> Failure {
         return of_storage(failure, error);
     }
     match error.downcast_ref::<ChainError>() {
-        Some(ChainError::Image(error)) => return of_image(failure, error),
+        Some(ChainError::Image(error) | ChainError::Emptying(error)) => {
+            return of_image(failure, error);
+        }
         Some(ChainError::TooSmall { .. }) => {
             return failure.hint("`qcow2 resize` makes the target larger");
         }

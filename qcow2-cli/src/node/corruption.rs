@@ -1,6 +1,6 @@
 //! What is said when an image is found corrupt.
 
-use qcow2_image::{Kinds, MetadataError, PointerKind, Watcher};
+use qcow2_image::{Kinds, MetadataError, PointerKind, Purpose, Watcher};
 
 use crate::Console;
 
@@ -39,7 +39,19 @@ fn text(error: &MetadataError) -> String {
             "L2 table offset {:#x} unaligned (L1 index: {index:#x})",
             found.get()
         ),
-        MetadataError::Overlap { kinds, .. } => format!(
+        MetadataError::InUse {
+            cluster,
+            wanted: wanted @ (Purpose::L2Table | Purpose::RefcountBlock | Purpose::Compressed),
+            ..
+        } if cluster.get() == 0 => {
+            let what = match wanted {
+                Purpose::L2Table => "L2 table",
+                Purpose::RefcountBlock => "refcount block",
+                _ => "compressed cluster",
+            };
+            format!("Preventing invalid allocation of {what} at offset 0")
+        }
+        MetadataError::Overlap { kinds, .. } | MetadataError::InUse { kinds, .. } => format!(
             "Preventing invalid write on metadata (overlaps with {})",
             name(*kinds)
         ),

@@ -44,9 +44,9 @@ fn check_kind(driver: &str, name: &str, write: bool) -> Result<(), OpenError> {
 pub(super) fn open(
     driver: &'static str,
     mut options: NodeOptions,
+    described: NodeOptions,
     access: &Access,
 ) -> Result<Node, OpenError> {
-    let described = options.clone();
     let name = options
         .take("filename")
         .ok_or_else(|| OpenError::new("A block device must be specified for \"file\""))?;

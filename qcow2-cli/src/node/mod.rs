@@ -31,7 +31,7 @@ pub use blkdebug::Blkdebug;
 pub(crate) use concat::Concat;
 pub use error::OpenError;
 pub(crate) use error::snapshot_l1_text;
-pub(crate) use name::resolve;
+pub(crate) use name::{resolve, without_protocol};
 pub use open::{Opener, open};
 pub use options::{NodeOptions, Value};
 pub(crate) use qcow2::{SnapshotRefusal, snapshot_refusal};

@@ -1,5 +1,6 @@
 //! File names: plain ones, those with a protocol before them, and descriptions.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::{NodeOptions, OpenError};
@@ -16,14 +17,7 @@ pub(super) fn parse(name: &str) -> Result<NodeOptions, OpenError> {
     let mut options = NodeOptions::default();
     match protocol(name) {
         None => options.set("file.filename", name),
-        Some("file") => {
-            let path = name.strip_prefix("file:").unwrap_or(name);
-            match protocol(path) {
-                // So that it is not taken for one when it is seen again.
-                Some(_) => options.set("file.filename", format!("./{path}")),
-                None => options.set("file.filename", path),
-            }
-        }
+        Some("file") => options.set("file.filename", without_protocol(name)),
         Some("blkdebug") => {
             // `blkdebug:CONFIG:FILE`; the rules may be empty, the file may have colons.
             let rest = name.strip_prefix("blkdebug:").unwrap_or(name);
@@ -41,6 +35,16 @@ pub(super) fn parse(name: &str) -> Result<NodeOptions, OpenError> {
     }
     options.set_default("file.driver", "file");
     Ok(options)
+}
+
+/// The name of a file, without the protocol that says that it is one.
+pub(crate) fn without_protocol(name: &str) -> Cow<'_, str> {
+    match name.strip_prefix("file:") {
+        // So that it is not taken for one when it is seen again.
+        Some(path) if protocol(path).is_some() => Cow::Owned(format!("./{path}")),
+        Some(path) => Cow::Borrowed(path),
+        None => Cow::Borrowed(name),
+    }
 }
 
 /// What stands before the first colon, unless a slash comes before that.

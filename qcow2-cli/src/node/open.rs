@@ -15,6 +15,9 @@ use crate::Objects;
 /// What the first bytes of a qcow2 image are.
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 
+/// Why a node can't be written to.
+const READ_ONLY: &str = "Block node is read-only";
+
 /// Opens trees of nodes; keeps what descriptions refer to.
 #[derive(Clone, Copy, Debug)]
 pub struct Opener<'a> {
@@ -141,16 +144,16 @@ impl Opener<'_> {
             options.set("file.filename", name);
         }
         match driver.as_deref() {
-            Some("file") => return file::open("file", options, &access),
-            Some("host_device") => return file::open("host_device", options, &access),
-            Some("host_cdrom") => return file::open("host_cdrom", options, &access),
+            Some("file") => return file::open("file", options, described, &access),
+            Some("host_device") => return file::open("host_device", options, described, &access),
+            Some("host_cdrom") => return file::open("host_cdrom", options, described, &access),
             Some("null-co") => return null::open("null-co", options, described, &access),
             Some("null-aio") => return null::open("null-aio", options, described, &access),
             Some("copy-on-read") => {
                 let (below, _) = options.take_child("file");
                 let mut node = self.node(below, &access, layer)?;
                 if !node.writable {
-                    return Err(OpenError::new("Block node is read-only"));
+                    return Err(OpenError::new(READ_ONLY));
                 }
                 copy_on_read(&mut node);
                 return Ok(node);
@@ -186,6 +189,7 @@ impl Opener<'_> {
                     below.set_default("driver", "file");
                 }
                 let below = self.node(below, &access, layer)?;
+                check_writable(&below, &access)?;
                 return blkdebug::open(options, described, below);
             }
             Some("raw" | "qcow2") | None => {}
@@ -194,6 +198,7 @@ impl Opener<'_> {
         let (mut below, _) = options.take_child("file");
         below.set_default("driver", "file");
         let below = self.node(below, &access, layer)?;
+        check_writable(&below, &access)?;
         let driver = match driver.as_deref() {
             Some(driver) => driver.to_owned(),
             None => probe(&below).to_owned(),
@@ -203,6 +208,14 @@ impl Opener<'_> {
         }
         qcow2::open(self, options, described, below, &access, layer)
     }
+}
+
+/// Refuses to write to what is on top of a node that nothing can be written to.
+fn check_writable(below: &Node, access: &Access) -> Result<(), OpenError> {
+    if access.write && !below.writable {
+        return Err(OpenError::new(READ_ONLY));
+    }
+    Ok(())
 }
 
 /// Lets a node keep what it reads from its backing chain.

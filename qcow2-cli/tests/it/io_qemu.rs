@@ -253,3 +253,120 @@ fn disks_are_opened_and_worked_on_alike() {
     compare("qemu-io", scene().path(), rest);
     assert_eq!(last.len(), 1);
 }
+
+#[test]
+fn reopening_starts_from_what_open_said() {
+    let again = |first: &'static str, second: &'static str| {
+        ["-c", first, "-c", second, "-c", "write 0 512", "d.qcow2"]
+    };
+    let opened = |first: &'static str, second: &'static str| {
+        ["-c", first, "-c", second, "-c", "write 0 512", "-c", "info"]
+    };
+    let on_open_disks = [
+        again("reopen -r", "reopen"),
+        again("reopen -r", "reopen -o read-only=off"),
+        again("reopen -o cache-size=1M", "reopen -o l2-cache-size=512k"),
+        again(
+            "reopen -o overlap-check=none",
+            "reopen -o overlap-check.template=all",
+        ),
+        again("reopen -r -o read-only=on", "reopen -w -o read-only=foo"),
+        again(
+            "reopen -c none -o cache.direct=on",
+            "reopen -c writeback -o cache.no-flush=on",
+        ),
+        again(
+            "reopen -c foo -o cache.direct=on",
+            "reopen -c none -o cache.writeback=on",
+        ),
+        again(
+            "reopen -r -c none -o read-only=on,cache.direct=on",
+            "reopen -o file.node-name=a",
+        ),
+    ];
+    let to_be_opened = [
+        opened("open -r c.qcow2", "reopen -o read-only=off"),
+        opened("open -r -o read-only=off c.qcow2", "reopen"),
+        opened("open -r -o read-only=on c.qcow2", "reopen"),
+        opened("open -r -o read-only=on c.qcow2", "reopen -w"),
+        opened("open -o read-only=on c.qcow2", "reopen"),
+        opened("open -o file.read-only=on c.qcow2", "reopen"),
+        opened("open -o node-name=a c.qcow2", "reopen -o node-name=a"),
+        opened(
+            "open -o file.node-name=a c.qcow2",
+            "reopen -o file.node-name=a",
+        ),
+        opened(
+            "open -o backing.node-name=a d.qcow2",
+            "reopen -o backing.node-name=a",
+        ),
+        opened(
+            "open -o l2-cache-size=1M c.qcow2",
+            "reopen -o cache-size=2M",
+        ),
+        opened("open -o driver=null-co,size=64k", "reopen"),
+        opened("open -o driver=raw,file.driver=null-co", "reopen"),
+        opened("open -o driver=file,filename=r.raw", "reopen"),
+        opened("open -o driver=blkdebug,image.driver=null-co", "reopen"),
+    ];
+    if !is_available(
+        on_open_disks.len() + to_be_opened.len(),
+        "command lines of qemu-io",
+    ) {
+        return;
+    }
+    let mut lines: Vec<&[&str]> = on_open_disks.iter().map(|line| &line[..]).collect();
+    lines.extend(to_be_opened.iter().map(|line| &line[..]));
+    compare("qemu-io", scene().path(), &lines);
+}
+
+#[test]
+fn what_refcounts_wrongly_call_free_is_told_alike() {
+    // A refcount of 0 for the clusters from the one at this place of the refcount block on, and a request that needs one.
+    let cases = [
+        ("131072 2", "open base.qcow2", "write 0 64k"),
+        ("131072 8", "open base.qcow2", "write 0 64k"),
+        ("131074 2", "open base.qcow2", "write 0 64k"),
+        ("131076 2", "open base.qcow2", "write 0 64k"),
+        ("131078 2", "open base.qcow2", "write 0 64k"),
+        ("65536 8", "open base.qcow2", "write 0 64k"),
+    ];
+    if !is_available(cases.len(), "damaged images") {
+        return;
+    }
+    let damage = cases.map(|(place, ..)| format!("write -q -P 0 {place}"));
+    let lines: Vec<_> = cases
+        .iter()
+        .zip(&damage)
+        .map(|((_, open, request), damage)| {
+            let raw = "open -o driver=raw,file.filename=base.qcow2";
+            [
+                "-c", raw, "-c", damage, "-c", "close", "-c", *open, "-c", *request,
+            ]
+        })
+        .collect();
+    let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
+    compare("qemu-io", scene().path(), &lines);
+}
+
+#[test]
+fn refcount_blocks_that_fail_are_told_alike() {
+    let mut opens = Vec::new();
+    for event in ["refblock_load", "refblock_update_part", "refblock_alloc"] {
+        for once in ["on", "off"] {
+            opens.push(format!(
+                "open -o driver=qcow2,file.driver=blkdebug,file.image.filename=base.qcow2,\
+                 file.inject-error.0.event={event},file.inject-error.0.errno=28,file.inject-error.0.once={once}"
+            ));
+        }
+    }
+    if !is_available(opens.len(), "faults of refcount blocks") {
+        return;
+    }
+    let lines: Vec<_> = opens
+        .iter()
+        .map(|open| ["-t", "writethrough", "-c", open, "-c", "write 0 128k"])
+        .collect();
+    let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
+    compare("qemu-io", scene().path(), &lines);
+}

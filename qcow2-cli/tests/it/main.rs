@@ -14,5 +14,7 @@ mod face;
 mod img_qemu;
 /// Command lines of `qemu-io`, beside the real one.
 mod io_qemu;
+/// What `qemu-img` leaves in a folder.
+mod made;
 /// A morning's work under the other tools' names.
 mod own;

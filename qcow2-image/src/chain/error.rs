@@ -36,6 +36,9 @@ pub enum ChainError {
         /// Why.
         source: Box<ImageError>,
     },
+    /// All that was to go into the base is there, but what it came from keeps it, too.
+    #[error("all is in the base, but the overlay can't be emptied")]
+    Emptying(#[source] ImageError),
     /// The chain is not so deep.
     #[error("there is no layer {depth}: the chain has {layers}")]
     NoLayer {

@@ -90,7 +90,7 @@ impl Image {
     /// # Errors
     ///
     /// Before anything is written: [`ChainError::NoLayer`], a base or, if it is to be emptied, an image that is open for reading only.
-    /// Later on what the disks report, and [`ChainError::Cancelled`]: this disk reads the same then, and the commit can be
+    /// Later on what the disks report, [`ChainError::Emptying`] and [`ChainError::Cancelled`]: this disk reads the same then, and the commit can be
     /// done again.
     ///
     /// # Durability
@@ -142,7 +142,7 @@ impl Image {
             None => target.flush().map_err(ImageError::from)?,
         }
         if empties {
-            self.empty()?;
+            self.empty().map_err(ChainError::Emptying)?;
         }
         Ok(done)
     }

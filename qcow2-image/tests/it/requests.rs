@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use qcow2_image::chain::ChainError;
+use qcow2_image::commit::CommitOptions;
 use qcow2_image::create::CreateOptions;
-use qcow2_image::{Image, MetadataError, Watcher};
-use qcow2_io::{Event, Memory, Storage, Trace, ZeroFlags};
+use qcow2_image::{Image, MetadataError, Probe, Step, Watcher};
+use qcow2_io::{
+    Event, Memory, Operation, Storage, StorageError, StorageErrorKind, Trace, ZeroFlags,
+};
 
 #[test]
 fn zeros_that_kept_their_place_are_overwritten_with_their_neighbours_in_one_go() {
@@ -71,4 +75,39 @@ fn a_watcher_is_told_once_of_a_corrupt_image() {
     assert!(image.write_at(&[1; 512], 0).is_err());
     assert!(image.write_at(&[1; 512], 0).is_err());
     assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn an_overlay_that_is_not_emptied_is_told_apart_and_keeps_its_data() {
+    let create = || {
+        let file = Arc::new(Memory::new());
+        Image::create(&file, &CreateOptions::new(1 << 20)).unwrap();
+        file
+    };
+    let (base_file, file) = (create(), create());
+    let base = Arc::new(Image::options().open(base_file).unwrap());
+    let overlay = Image::options().open(file.clone()).unwrap();
+    overlay.write_at(&vec![7; 1 << 16], 0).unwrap();
+    overlay.close().unwrap();
+    let probe = Probe::new(|step| match step {
+        Step::ChangeL1 => Err(StorageError::new(Operation::Write, StorageErrorKind::Io)),
+        _ => Ok(()),
+    });
+    let options = Image::options()
+        .probe(probe)
+        .backing_image(Arc::clone(&base));
+    let mut overlay = options.open(file.clone()).unwrap();
+    // The base gets an L2 table first, from nobody who is asked.
+    let error = overlay.commit(&CommitOptions::new()).unwrap_err();
+    assert!(matches!(error, ChainError::Emptying(_)), "{error}");
+    for disk in [&*base, &overlay] {
+        let mut read = vec![0; 1 << 16];
+        disk.read_at(&mut read, 0).unwrap();
+        assert!(read.iter().all(|byte| *byte == 7));
+    }
+    overlay.close().unwrap();
+    let alone = Image::options().no_backing().open(file).unwrap();
+    let mut read = vec![0; 1 << 16];
+    alone.read_at(&mut read, 0).unwrap();
+    assert!(read.iter().all(|byte| *byte == 7));
 }

@@ -74,7 +74,7 @@ fn name(step: Step) -> Option<&'static str> {
         Step::AllocateCompressed => "cluster_alloc_bytes",
         Step::ChangeRefcount => "refblock_update_part",
         Step::Free => "cluster_free",
-        Step::MakeBlock => "refblock_alloc",
+        Step::FindBlock => "refblock_alloc",
         Step::WriteBlock => "refblock_alloc_write",
         Step::LinkBlock => "refblock_alloc_hookup",
         Step::WriteTableBlocks => "refblock_alloc_write_blocks",

@@ -15,6 +15,7 @@ use qcow2_image::{Image, Probe};
 use qcow2_io::{
     Extent, Limits, Operation, Result, Storage, StorageError, StorageErrorKind, ZeroFlags,
 };
+use rustix::io::Errno;
 
 use self::rules::{IoType, Rules};
 use super::{Content, Node, NodeOptions, OpenError};
@@ -143,6 +144,12 @@ impl Blkdebug {
     /// What lies in here is this image.
     pub(super) fn holds(&self, image: &Arc<Image>) {
         let _ = self.image.set(Arc::downgrade(image));
+    }
+
+    /// What writes fail with by now, one having failed that is not to be the only one.
+    pub(crate) fn stuck(&self) -> Option<Errno> {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        rules.stuck()
     }
 
     /// Lets the next request that is this event stand still, under this tag.

@@ -169,6 +169,8 @@ impl Rules {
             self.state = state;
         }
         let writes = matches!(kind, IoType::Write | IoType::WriteZeroes);
+        // Refcounts are looked up by who is about to write.
+        let begins = writes || event == "refblock_load";
         let Some(index) = found else {
             return self.stuck.filter(|_| writes);
         };
@@ -178,10 +180,15 @@ impl Rules {
         };
         if once {
             self.list.remove(index);
-        } else if self.sticks(index, event) && writes {
+        } else if self.sticks(index, event) && begins {
             self.stuck = Some(errno);
         }
         Some(errno)
+    }
+
+    /// What all writes fail with by now, if they do.
+    pub(super) fn stuck(&self) -> Option<Errno> {
+        self.stuck
     }
 
     /// Whether what fails by a rule goes on to fail with all that is written after it: where it is not to fail once, and nowhere in particular.

@@ -18,6 +18,7 @@ mod grow;
 mod refcounts;
 mod release;
 mod relocate;
+mod search;
 mod state;
 mod trim;
 

@@ -10,6 +10,7 @@ use qcow2_io::Storage as _;
 
 use crate::refcounts::{self, Place};
 use crate::release::{PassDiscard, Queue, Reason, Release};
+use crate::search::Order;
 use crate::state::State;
 use crate::{AllocError, Allocation};
 
@@ -21,6 +22,7 @@ pub struct Allocator {
     pub(crate) meta: Arc<Metadata>,
     pub(crate) state: Mutex<State>,
     pass_discard: PassDiscard,
+    pub(crate) order: Order,
     /// Pointers to these are gone from memory.
     scheduled: Queue,
     /// Pointers to these are gone from the disk; someone may still be reading or writing them.
@@ -53,9 +55,22 @@ impl Allocator {
             state: Mutex::new(State::new(offset, table, file_clusters)),
             meta,
             pass_discard,
+            order: Order::default(),
             scheduled: Queue::default(),
             ripe: Queue::default(),
         })
+    }
+
+    /// The same, with another order of clusters.
+    #[must_use]
+    pub fn ordered(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Which free clusters are handed out.
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// The reasons for which clusters are punched out of the file.
@@ -126,6 +141,10 @@ impl Allocator {
         self.raise(&mut state, first, count)?;
         let virgin_from = state.virgin.max(first);
         state.note_taken(self.geometry(), first, count);
+        // What goes on at a place of its own is not a search.
+        if self.order == Order::Forward && near.map(HostCluster::get) != Some(first) {
+            state.pass_over(self.geometry(), first + count);
+        }
         Ok(Allocation::new(
             self,
             HostCluster::new(first),

@@ -26,3 +26,4 @@ pub use allocation::Allocation;
 pub use allocator::Allocator;
 pub use error::AllocError;
 pub use release::{PassDiscard, Reason, Release};
+pub use search::Order;

@@ -1,5 +1,7 @@
 //! Looking for free clusters.
 
+use std::ops::Range;
+
 use qcow2_format::HostCluster;
 use qcow2_format::geometry::HOST_OFFSET_LIMIT;
 
@@ -10,6 +12,18 @@ use crate::{AllocError, Allocator};
 /// Refcount blocks that one request looks through for free space before it takes some at the end of the file. The next
 /// request goes on where this one stopped.
 const SEARCH_BLOCKS: usize = 16;
+
+/// Which free clusters are handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The lowest, however few there are in one place: the file gets no longer than it has to.
+    #[default]
+    Lowest,
+    /// As many in one place as are wanted, the lowest behind those that were handed out last. What was passed over is looked
+    /// at again once something below has become free, or the image is opened anew. QEMU does so, and who expects its places needs
+    /// the same.
+    Forward,
+}
 
 impl Allocator {
     pub(crate) fn find(
@@ -26,6 +40,7 @@ impl Allocator {
         {
             return self.run(state, near.get(), want);
         }
+        let whole = whole || self.order == Order::Forward;
         let per_block = self.geometry().refcounts_per_block();
         let mut left = SEARCH_BLOCKS;
         let mut block = state.first_block;
@@ -42,8 +57,8 @@ impl Allocator {
                     Some(found) => {
                         state.set_maybe_free_from(block, found - start);
                         only_full = false;
-                        let run = self.run(state, found, want)?;
-                        if !whole || run.1 == want {
+                        let end = start + per_block;
+                        if let Some(run) = self.run_below(state, found..end, want, whole)? {
                             return Ok(run);
                         }
                     }
@@ -75,6 +90,32 @@ impl Allocator {
             }
             debug_assert!(run.1 > 0, "block {block}");
             from = found + run.1;
+        }
+    }
+
+    /// The clusters from the start of `within` on, which is free; or, if it must be all that are wanted, those of the first gap in there
+    /// that is large enough. Only [`Order::Forward`] looks beyond the first gap.
+    fn run_below(
+        &self,
+        state: &State,
+        within: Range<u64>,
+        want: u64,
+        whole: bool,
+    ) -> Result<Option<(u64, u64)>, AllocError> {
+        let mut found = within.start;
+        loop {
+            let run = self.run(state, found, want)?;
+            if !whole || run.1 == want {
+                return Ok(Some(run));
+            }
+            let behind = found + run.1;
+            if self.order != Order::Forward || behind >= within.end {
+                return Ok(None);
+            }
+            match self.next_free(state, behind, within.end)? {
+                Some(next) => found = next,
+                None => return Ok(None),
+            }
         }
     }
 

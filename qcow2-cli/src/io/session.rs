@@ -8,7 +8,7 @@ use qcow2_image::{Image, ImageError, MetadataError};
 use qcow2_io::Storage;
 
 use super::{reopen, table};
-use crate::node::{Access, Node, NodeOptions, Opener};
+use crate::node::{self, Access, Node, NodeOptions, Opener};
 use crate::words::system;
 use crate::{Console, Objects, complain};
 
@@ -349,12 +349,19 @@ impl<'a> Session<'a> {
             Some(image) => image.flush(),
             None => Ok(()),
         };
+        let name = node.unfiltered().name().to_owned();
         let closed = match node.into_image() {
             Some((image, _)) => match image.close() {
                 // Whoever found that out was told.
                 Err(ImageError::Metadata(MetadataError::Poisoned)) => Ok(()),
                 Ok(()) => flushed.map_err(|error| system::describe(&error)),
-                Err(error) => Err(system::describe(&error)),
+                Err(error) => match node::lost_bitmaps(&error, &name) {
+                    Some(text) => {
+                        complain!(self.console, "qemu-io: {text}");
+                        Ok(())
+                    }
+                    None => Err(system::describe(&error)),
+                },
             },
             None => Ok(()),
         };

@@ -10,12 +10,9 @@ use qcow2_io::Storage as _;
 
 use crate::refcounts::{self, Place};
 use crate::release::{PassDiscard, Queue, Reason, Release};
+use crate::search::Order;
 use crate::state::State;
 use crate::{AllocError, Allocation};
-
-/// Refcount blocks that one request looks through for free space before it takes some at the end of the file. The next
-/// request goes on where this one stopped.
-const SEARCH_BLOCKS: usize = 16;
 
 /// Who owns which cluster of an image file.
 ///
@@ -25,6 +22,7 @@ pub struct Allocator {
     pub(crate) meta: Arc<Metadata>,
     pub(crate) state: Mutex<State>,
     pass_discard: PassDiscard,
+    pub(crate) order: Order,
     /// Pointers to these are gone from memory.
     scheduled: Queue,
     /// Pointers to these are gone from the disk; someone may still be reading or writing them.
@@ -57,9 +55,22 @@ impl Allocator {
             state: Mutex::new(State::new(offset, table, file_clusters)),
             meta,
             pass_discard,
+            order: Order::default(),
             scheduled: Queue::default(),
             ripe: Queue::default(),
         })
+    }
+
+    /// The same, with another order of clusters.
+    #[must_use]
+    pub fn ordered(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Which free clusters are handed out.
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// The reasons for which clusters are punched out of the file.
@@ -144,6 +155,10 @@ impl Allocator {
         self.raise(&mut state, first, count)?;
         let virgin_from = state.virgin.max(first);
         state.note_taken(self.geometry(), first, count);
+        // What goes on at a place of its own is not a search.
+        if self.order == Order::Forward && near.map(HostCluster::get) != Some(first) {
+            state.pass_over(self.geometry(), first + count);
+        }
         Ok(Allocation::new(
             self,
             HostCluster::new(first),
@@ -222,123 +237,6 @@ impl Allocator {
         let offset = HostOffset::new(cluster.get() << self.geometry().cluster_bits());
         let detail = format!("the cluster was to be freed, but holds {what}");
         Err(self.meta.corrupt("a cluster", offset, detail).into())
-    }
-
-    fn find(
-        &self,
-        state: &mut State,
-        want: u64,
-        near: Option<HostCluster>,
-        whole: bool,
-    ) -> Result<(u64, u64), AllocError> {
-        if let Some(near) = near
-            && !whole
-            && self.in_reach(near.get()).is_ok()
-            && self.refcount_at(state, near.get())? == 0
-        {
-            return self.run(state, near.get(), want);
-        }
-        let per_block = self.geometry().refcounts_per_block();
-        let mut left = SEARCH_BLOCKS;
-        let mut block = state.first_block;
-        let mut only_full = true;
-        while left > 0 && block < state.table.len() {
-            let start = (block as u64).saturating_mul(per_block);
-            let from = start + state.maybe_free_from(block);
-            if start >= state.tail {
-                break;
-            }
-            if from < start + per_block {
-                left -= 1;
-                match self.next_free(state, from, start + per_block)? {
-                    Some(found) => {
-                        state.set_maybe_free_from(block, found - start);
-                        only_full = false;
-                        let run = self.run(state, found, want)?;
-                        if !whole || run.1 == want {
-                            return Ok(run);
-                        }
-                    }
-                    None => state.set_maybe_free_from(block, per_block),
-                }
-            }
-            block += 1;
-            if only_full {
-                state.first_block = block;
-            }
-        }
-        // The end of the file, or the first gap behind it.
-        let mut from = state.next;
-        let mut passed = true;
-        loop {
-            self.in_reach(from)?;
-            let (block, index) = State::locate(self.geometry(), from);
-            let end = from - index + per_block;
-            let Some(found) = self.next_free(state, from, end)? else {
-                from = end;
-                continue;
-            };
-            if std::mem::take(&mut passed) {
-                state.next = found;
-            }
-            let run = self.run(state, found, want)?;
-            if !whole || run.1 == want {
-                return Ok(run);
-            }
-            debug_assert!(run.1 > 0, "block {block}");
-            from = found + run.1;
-        }
-    }
-
-    pub(crate) fn in_reach(&self, cluster: u64) -> Result<(), AllocError> {
-        if cluster >= HOST_OFFSET_LIMIT >> self.geometry().cluster_bits() {
-            return Err(AllocError::FileTooLarge {
-                limit: HOST_OFFSET_LIMIT,
-            });
-        }
-        Ok(())
-    }
-
-    /// The first cluster in `from..end`, all of one block, whose refcount is 0.
-    pub(crate) fn next_free(
-        &self,
-        state: &State,
-        from: u64,
-        end: u64,
-    ) -> Result<Option<u64>, AllocError> {
-        let geometry = self.geometry();
-        let (block, _) = State::locate(geometry, from);
-        let Some(offset) = self.block_at(state, block)? else {
-            return Ok((from < end).then_some(from));
-        };
-        let per_word = 64 >> geometry.refcount_order();
-        let mut cluster = from;
-        while cluster < end {
-            let (_, index) = State::locate(geometry, cluster);
-            let place = Place::new(geometry, offset, index);
-            let word = refcounts::word(&self.meta, place.word)?;
-            if !refcounts::has_zero(geometry, word) {
-                cluster += per_word - index % per_word;
-                continue;
-            }
-            if place.get(word) == 0 {
-                return Ok(Some(cluster));
-            }
-            cluster += 1;
-        }
-        Ok(None)
-    }
-
-    /// How far the clusters from `first` on, which is free, are free.
-    fn run(&self, state: &State, first: u64, want: u64) -> Result<(u64, u64), AllocError> {
-        let mut count = 1;
-        while count < want
-            && self.in_reach(first + count).is_ok()
-            && self.refcount_at(state, first + count)? == 0
-        {
-            count += 1;
-        }
-        Ok((first, count))
     }
 
     /// The block numbered `block`, if there is one.

@@ -18,6 +18,7 @@ mod grow;
 mod refcounts;
 mod release;
 mod relocate;
+mod search;
 mod state;
 mod trim;
 
@@ -25,3 +26,4 @@ pub use allocation::Allocation;
 pub use allocator::Allocator;
 pub use error::AllocError;
 pub use release::{PassDiscard, Reason, Release};
+pub use search::Order;

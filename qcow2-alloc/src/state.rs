@@ -8,9 +8,9 @@ pub(crate) struct State {
     pub(crate) table_offset: HostOffset,
     /// Entries of the refcount table, all of those that fit in its clusters.
     pub(crate) table: Vec<RefcountTableEntry>,
-    /// For each block the lowest index whose refcount may be 0; nothing is known of those above.
+    /// For each block the lowest index whose refcount may be 0, of those that are not passed over; nothing is known of those above.
     first_maybe_free: Vec<u32>,
-    /// All blocks below are full.
+    /// All blocks below are full, or passed over.
     pub(crate) first_block: usize,
     /// The file has never been longer than this; clusters.
     pub(crate) virgin: u64,
@@ -80,7 +80,7 @@ impl State {
             .map_or(0, |index| (*index).into())
     }
 
-    /// All refcounts of the block below `index` are known not to be 0.
+    /// All refcounts of the block below `index` are known not to be 0, or are passed over.
     pub(crate) fn set_maybe_free_from(&mut self, block: usize, index: u64) {
         if let Some(known) = self.first_maybe_free.get_mut(block) {
             // At most 2^24 refcounts are in a block.
@@ -104,6 +104,15 @@ impl State {
         self.tail = self.tail.max(end);
         if (first..end).contains(&self.next) {
             self.next = end;
+        }
+    }
+
+    /// What is free below `cluster` is not looked at until something below becomes free.
+    pub(crate) fn pass_over(&mut self, geometry: Geometry, cluster: u64) {
+        let (block, index) = Self::locate(geometry, cluster);
+        self.first_block = self.first_block.max(block);
+        if self.maybe_free_from(block) < index {
+            self.set_maybe_free_from(block, index);
         }
     }
 

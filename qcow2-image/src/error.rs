@@ -114,6 +114,15 @@ pub enum ImageError {
         /// Why.
         why: String,
     },
+    /// At the end bitmaps did not get the new places that they were to get. All stay in use, so whoever opens the image next takes them
+    /// for inconsistent.
+    #[error("the bitmaps can't be stored{}", of_bitmap(name.as_deref()))]
+    BitmapsLost {
+        /// The one that could not be written, what is not printable escaped; `None` if it was their directory.
+        name: Option<String>,
+        /// Why.
+        source: Box<ImageError>,
+    },
     /// The snapshot table can't be used.
     #[error("the snapshot table is refused")]
     Snapshots(#[from] SnapshotError),
@@ -259,7 +268,7 @@ impl ImageError {
                 StorageErrorKind::Io
             }
             Self::Unsupported { .. } | Self::Encrypted { .. } => StorageErrorKind::Unsupported,
-            Self::Referenced { source, .. } => source.kind(),
+            Self::Referenced { source, .. } | Self::BitmapsLost { source, .. } => source.kind(),
             _ => StorageErrorKind::Invalid,
         }
     }
@@ -297,4 +306,9 @@ impl ImageError {
             }
         }
     }
+}
+
+/// The end of a sentence that names a bitmap.
+fn of_bitmap(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!(": '{name}'"))
 }

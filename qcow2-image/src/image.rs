@@ -183,8 +183,10 @@ impl Image {
         };
         self.fill_last_sector()?;
         self.flush_all()?;
-        self.store_bitmaps()?;
-        Ok(self.meta.settle(alloc)?)
+        let stored = self.finish_bitmaps();
+        let settled = self.meta.settle(alloc);
+        stored?;
+        Ok(settled?)
     }
 
     /// Makes everything durable and the refcounts on disk complete; the image stays open, and its bitmaps in use.

@@ -71,7 +71,7 @@ pub use copy::Monitor;
 pub use error::{ImageError, SnapshotL1Problem};
 pub use image::Image;
 pub use options::ImageOptions;
-pub use qcow2_alloc::PassDiscard;
+pub use qcow2_alloc::{AllocError, PassDiscard};
 pub use qcow2_cache::{
     Kinds, MetadataError, OverlapChecks, PointerKind, Probe, Purpose, Rules, Step, Template,
     Watcher,

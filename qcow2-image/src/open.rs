@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use qcow2_alloc::Allocator;
+use qcow2_alloc::{Allocator, Order};
 use qcow2_cache::sync::Mutex;
 use qcow2_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use qcow2_cache::{Metadata, MetadataOptions};
@@ -223,7 +223,12 @@ impl Image {
         let alloc = if options.read_only {
             None
         } else {
-            Some(Allocator::open(Arc::clone(&meta), options.pass_discard)?)
+            let order = if options.qemu_places {
+                Order::Forward
+            } else {
+                Order::Lowest
+            };
+            Some(Allocator::open(Arc::clone(&meta), options.pass_discard)?.ordered(order))
         };
         let image = Self {
             geometry: header.geometry,
@@ -247,7 +252,7 @@ impl Image {
             maps_holes: OnceLock::new(),
             crypt,
             packer: Packer::default(),
-            bitmaps: Bitmaps::new(options.bitmap_interval),
+            bitmaps: Bitmaps::new(options.bitmap_interval, options.qemu_places),
             ends_in_sector: AtomicBool::new(false),
             discard: options.discard,
             discard_no_unref: options.discard_no_unref,
@@ -263,6 +268,7 @@ impl Image {
         if !options.read_only {
             image.begin_writing(&header)?;
             image.closed.store(false, Ordering::Release);
+            image.occupy_bitmaps();
         }
         Ok(Box::new(image))
     }

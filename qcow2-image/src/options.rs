@@ -47,6 +47,7 @@ pub struct ImageOptions {
     pub(crate) secrets: Secrets,
     pub(crate) snapshot: Option<SnapshotKey>,
     pub(crate) bitmap_interval: Duration,
+    pub(crate) qemu_places: bool,
     pub(crate) watcher: Option<Watcher>,
     pub(crate) probe: Option<Probe>,
     pub(crate) rules: Rules,
@@ -112,6 +113,7 @@ impl Default for ImageOptions {
             secrets: Secrets::default(),
             snapshot: None,
             bitmap_interval: BITMAP_INTERVAL,
+            qemu_places: false,
             watcher: None,
             probe: None,
             rules: Rules::ALL,
@@ -280,6 +282,18 @@ impl ImageOptions {
     /// written before.
     pub fn bitmap_interval(mut self, interval: Duration) -> Self {
         self.bitmap_interval = interval;
+        self
+    }
+
+    /// Whether what is written goes where QEMU would put it, for who relies upon that: how long the file gets, or whether something
+    /// fits. The default is that places are found by what is good for the image.
+    ///
+    /// Clusters are then taken in one piece, and gaps that are too small are left as they are. Bitmaps are in use from opening on, all that
+    /// are consistent, and get new places at each change of one of them, and at the end if there was none, in the order of
+    /// the directory and before the old ones are free. Meanwhile none takes a cluster, so what a crash leaves of them is coarser than
+    /// usual. Where they don't fit at the end, [closing](Image::close) tells so and they stay in use, with all that they have recorded.
+    pub fn qemu_places(mut self, on: bool) -> Self {
+        self.qemu_places = on;
         self
     }
 

@@ -3,8 +3,8 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
-use qcow2_alloc::Reason;
-use qcow2_format::{ClusterKind, HostOffset, L2Entry};
+use qcow2_alloc::{Order, Reason};
+use qcow2_format::{ClusterKind, HostCluster, HostOffset, L2Entry};
 use qcow2_io::Storage as _;
 
 use crate::buffer::Buffer;
@@ -328,8 +328,14 @@ impl Image {
         let size = self.cluster_size();
         self.prepare_table(piece.guest)?;
         let first = piece.guest >> bits;
-        let (clusters, near) = self.run_of_new(first, (piece.end - 1) >> bits)?;
         let alloc = self.alloc()?;
+        let clusters = self.run_of_new(first, (piece.end - 1) >> bits)?;
+        let near = match alloc.order() {
+            Order::Lowest => self.after_guest(first, false)?,
+            // Requests go on where they are, and don't look further.
+            Order::Forward if piece.skip > 0 => self.after_guest(first, true)?,
+            Order::Forward => None,
+        };
         let allocation = alloc.allocate(clusters, near)?;
         let count = allocation.count();
         let piece = Piece {
@@ -406,12 +412,8 @@ impl Image {
         Ok(matches!(source, Source::Zero(_)) && run == range.end - range.start)
     }
 
-    /// How many of the clusters `first..=last` need new clusters, and where those should best lie.
-    fn run_of_new(
-        &self,
-        first: u64,
-        last: u64,
-    ) -> Result<(u64, Option<qcow2_format::HostCluster>), ImageError> {
+    /// How many of the clusters `first..=last` need new clusters.
+    fn run_of_new(&self, first: u64, last: u64) -> Result<u64, ImageError> {
         let bits = self.geometry.cluster_bits();
         let mut count = 1;
         while first + count <= last {
@@ -426,14 +428,20 @@ impl Image {
             }
             count += 1;
         }
-        let mut near = None;
+        Ok(count)
+    }
+
+    /// The cluster of the file behind that of the guest cluster before `first`: where what comes next should best lie. Of another L2
+    /// table only if that is wanted.
+    fn after_guest(&self, first: u64, far: bool) -> Result<Option<HostCluster>, ImageError> {
+        let bits = self.geometry.cluster_bits();
         if let Some(before) = first.checked_sub(1)
-            && self.l1_index(before << bits) == self.l1_index(first << bits)
+            && (far || self.l1_index(before << bits) == self.l1_index(first << bits))
             && let ClusterKind::Normal(offset) = self.find(before << bits)?.entry.kind(self.rules)
         {
-            near = self.geometry.host_cluster(offset).checked_add(1);
+            return Ok(self.geometry.host_cluster(offset).checked_add(1));
         }
-        Ok((count, near))
+        Ok(None)
     }
 
     /// From where to where a new cluster has to be filled, for a write that begins or ends in it.

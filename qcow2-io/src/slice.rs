@@ -48,7 +48,8 @@ impl<S: Storage> Slice<S> {
     /// Where a write lies below; an error when it leaves the window.
     fn map(&self, operation: Operation, offset: u64, len: u64) -> Result<u64> {
         if check_end(operation, offset, len)? > self.len && len > 0 {
-            return Err(StorageError::new(operation, StorageErrorKind::OutOfRange)
+            // As a device says it at its end.
+            return Err(StorageError::new(operation, StorageErrorKind::NoSpace)
                 .at(offset, len)
                 .with_detail(format!("the window ends at {:#x}", self.len)));
         }
@@ -198,14 +199,14 @@ mod tests {
         let slice = Slice::new(Memory::new(), 0, 20).unwrap();
         assert_eq!(
             slice.write_at(&[1; 2], 19).unwrap_err().kind(),
-            StorageErrorKind::OutOfRange
+            StorageErrorKind::NoSpace
         );
         assert_eq!(
             slice
                 .write_zeroes(10..21, ZeroFlags::NONE)
                 .unwrap_err()
                 .kind(),
-            StorageErrorKind::OutOfRange
+            StorageErrorKind::NoSpace
         );
         assert_eq!(
             slice.set_len(21).unwrap_err().kind(),

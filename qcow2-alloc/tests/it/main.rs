@@ -14,3 +14,5 @@ mod growth;
 mod image;
 /// Random operations beside a map of refcounts.
 mod model;
+/// Which free clusters are handed out.
+mod order;

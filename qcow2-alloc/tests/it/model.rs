@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qcow2_alloc::{AllocError, Allocator, Reason};
+use qcow2_alloc::{AllocError, Allocator, Order, Reason};
 use qcow2_cache::Metadata;
 use qcow2_format::{Geometry, Header, HostCluster};
 use qcow2_io::{Memory, Storage};
@@ -109,10 +109,17 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn play(order: u32, steps: &[Step]) {
+    for way in [Order::Lowest, Order::Forward] {
+        play_in(way, order, steps);
+    }
+}
+
+fn play_in(way: Order, order: u32, steps: &[Step]) {
     let geometry = Geometry::new(9, order, false).unwrap();
     let (storage, header) = empty_image(geometry);
     let storage = Arc::new(storage);
     let (meta, alloc) = open(storage.clone(), header, 2);
+    let alloc = alloc.ordered(way);
     let mut model = Model::default();
     // References that someone has, each to a run of clusters.
     let mut runs: Vec<(u64, u64)> = Vec::new();

@@ -188,6 +188,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     let driver = node.driver;
     let key = node.options.text("encrypt.key-secret").map(str::to_owned);
     let total = node.storage().len().unwrap_or(0);
+    let own_name = node.unfiltered().name().to_owned();
     let Some((mut image, below)) = node.into_image() else {
         return Err(Failure::new(format_args!(
             "Format driver '{driver}' does not support option amendment"
@@ -223,9 +224,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     amended.map_err(|error| refusal(&error))?;
     progress.end();
-    image
-        .close()
-        .map_err(|error| Failure::new(system::describe(&error)))?;
+    args::close_image(image, &own_name)?;
     args::close_below(below)?;
     Ok(ExitCode::SUCCESS)
 }

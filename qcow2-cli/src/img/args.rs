@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
+use qcow2_image::Image;
+
 use crate::node::{self, Access, Node, NodeOptions, OpenError, Opener};
 use crate::words::getopt::{Parsed, Spec};
 use crate::words::size::{self, SizeError};
@@ -276,8 +278,20 @@ impl CacheMode {
     }
 }
 
-/// Closes what was written to, which can fail.
+/// Closes what was written to, which can fail. That bitmaps have no place any more is told, but is no failure of a command that is not
+/// about them.
 pub(crate) fn close(node: Node) -> Result<(), Failure> {
+    close_strictly(node, |text| {
+        Console::warn(format_args!("qemu-img: {text}\n"));
+        Ok(())
+    })
+}
+
+/// The same; what becomes of bitmaps without a place is for `lost` to say, who gets the words for them.
+pub(super) fn close_strictly(
+    node: Node,
+    lost: impl FnOnce(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     if !node.writable {
         return Ok(());
     }
@@ -286,26 +300,57 @@ pub(crate) fn close(node: Node) -> Result<(), Failure> {
         .flush()
         .map_err(|error| Failure::new(system::describe(&error)))?;
     drop(storage);
+    let name = node.unfiltered().name().to_owned();
     match node.into_image() {
-        Some((image, _)) => image
-            .close()
-            .map_err(|error| Failure::new(system::describe(&error))),
+        Some((image, _)) => finish(image, &name, lost),
         None => Ok(()),
     }
 }
+
+/// Closes the image of a node with this name; bitmaps without a place are told, no more.
+pub(super) fn close_image(image: Image, name: &str) -> Result<(), Failure> {
+    finish(image, name, |text| {
+        Console::warn(format_args!("qemu-img: {text}\n"));
+        Ok(())
+    })
+}
+
+fn finish(
+    image: Image,
+    name: &str,
+    lost: impl FnOnce(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let Err(error) = image.close() else {
+        return Ok(());
+    };
+    match node::lost_bitmaps(&error, name) {
+        Some(text) => lost(&text),
+        None => Err(Failure::new(system::describe(&error))),
+    }
+}
+
+/// That closing failed for it, as it is told behind the reason.
+pub(super) const NOT_CLOSED: &str = "qemu-img: Error while closing the image: Invalid argument";
 
 /// Closes what lies below an image that has been closed: layers may have been written to, too.
 pub(super) fn close_below(below: Vec<(&'static str, Node)>) -> Result<(), Failure> {
     for (_, node) in below {
         if node.writable
+            && let name = node.unfiltered().name().to_owned()
             && let Some((image, below)) = node.into_image()
         {
-            image.close().map_err(|error| {
-                Failure::new(format_args!(
-                    "Error while closing the image: {}",
-                    system::describe(&error)
-                ))
-            })?;
+            image
+                .close()
+                .map_err(|error| match node::lost_bitmaps(&error, &name) {
+                    // It is tried twice.
+                    Some(text) => Failure::new(&text)
+                        .hint(format!("qemu-img: {text}"))
+                        .hint(NOT_CLOSED),
+                    None => Failure::new(format_args!(
+                        "Error while closing the image: {}",
+                        system::describe(&error)
+                    )),
+                })?;
             close_below(below)?;
         }
     }

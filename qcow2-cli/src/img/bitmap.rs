@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use qcow2_image::{BitmapOptions, Image, ImageError};
 
 use super::args::{self, Common, Failure};
-use crate::node::Access;
+use crate::node::{self, Access};
 use crate::words::getopt::{Long, Spec};
 use crate::words::system;
 use crate::{Console, say};
@@ -161,10 +161,22 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             other.map(|image| &**image),
             granularity,
         )
-        .map_err(|error| failed(text_of(&error)))?;
+        .map_err(
+            |error| match node::lost_bitmaps(&error, node.unfiltered().name()) {
+                Some(text) => not_stored(&text),
+                None => failed(text_of(&error)),
+            },
+        )?;
     }
-    args::close(node)?;
+    args::close_strictly(node, |text| Err(not_stored(text)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// All bitmaps are stored at the end, as the reference program has it, so that is when there is no place; and it is tried twice.
+fn not_stored(text: &str) -> Failure {
+    Failure::new(text)
+        .hint(args::NOT_CLOSED)
+        .hint(format!("qemu-img: {text}"))
 }
 
 /// Why an action makes no sense, where the usual words need to know more than an error tells.

@@ -94,6 +94,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     };
     let node = common.open(name, format.as_deref(), &access)?;
     let total = node.storage().len().unwrap_or(0);
+    let own_name = node.unfiltered().name().to_owned();
     let Some((mut image, below)) = node.into_image() else {
         return Err(Failure::new("Image does not have a backing file"));
     };
@@ -115,9 +116,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         })
     })?;
     progress.end();
-    image
-        .close()
-        .map_err(|error| Failure::new(system::describe(&error)))?;
+    args::close_image(image, &own_name)?;
     args::close_below(below)?;
     if !quiet {
         say!(console, "Image committed.");

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use qcow2_format::header::Version;
 use qcow2_image::copy::{CopyError, CopyOptions, CopyReport, Lost, Target, copy, copy_bitmaps};
-use qcow2_image::{BitmapState, ImageError, Monitor};
+use qcow2_image::{ImageError, Monitor};
 use qcow2_io::Storage;
 
 use self::plan::Plan;
@@ -16,7 +16,7 @@ use super::args::{self, Failure};
 use super::create;
 use super::creation::{Creation, Format};
 use super::progress::Progress;
-use crate::node::{Access, Concat, Node, NodeOptions, Opener};
+use crate::node::{self, Access, Concat, Node, NodeOptions, Opener};
 use crate::words::{outside, system};
 use crate::{Console, complain};
 
@@ -243,18 +243,15 @@ fn carry_bitmaps(
     console: &Console,
 ) -> Result<(), Failure> {
     let source = sources.first().and_then(Node::image);
+    let name = target.unfiltered().name();
     let (Some(source), Some(target)) = (source, target.image()) else {
         return Ok(());
     };
-    let bitmaps = source.bitmaps().unwrap_or_default();
-    for bitmap in bitmaps {
-        if plan.skip_broken && bitmap.state != BitmapState::Consistent {
-            let name = String::from_utf8_lossy(&bitmap.name).into_owned();
-            complain!(
-                console,
-                "qemu-img: warning: Skipping inconsistent bitmap '{name}'"
-            );
-        }
+    for name in plan::inconsistent(source) {
+        complain!(
+            console,
+            "qemu-img: warning: Skipping inconsistent bitmap '{name}'"
+        );
     }
     copy_bitmaps(source, target, plan.skip_broken)
         .map(drop)
@@ -262,6 +259,9 @@ fn carry_bitmaps(
             ImageError::BitmapUnusable { name, .. } => {
                 Failure::new(format_args!("Failed to populate bitmap {name}: Bitmap '{name}' is inconsistent and cannot be used"))
             }
-            error => Failure::new(system::sentence(&error)),
+            error => match node::lost_bitmaps(&error, name) {
+                Some(text) => Failure::new(text),
+                None => Failure::new(system::sentence(&error)),
+            },
         })
 }

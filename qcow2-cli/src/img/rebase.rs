@@ -136,6 +136,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         ))
     };
     let (filename, total) = (top.path().to_owned(), top.storage().len().unwrap_or(0));
+    let own_name = top.unfiltered().name().to_owned();
     let Some((mut image, below)) = top.into_image() else {
         return Err(cannot_change("Operation not supported"));
     };
@@ -199,9 +200,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
             })?;
     }
     progress.end();
-    image
-        .close()
-        .map_err(|error| Failure::new(system::describe(&error)))?;
+    args::close_image(image, &own_name)?;
     args::close_below(below)?;
     Ok(ExitCode::SUCCESS)
 }

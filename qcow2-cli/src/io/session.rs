@@ -10,7 +10,7 @@ use qcow2_io::Storage;
 use super::mode::Mode;
 use super::reopen::{self, Reopening};
 use super::table;
-use crate::node::{Node, NodeOptions, OpenError, Opener};
+use crate::node::{self, Node, NodeOptions, OpenError, Opener};
 use crate::words::system;
 use crate::{Console, Objects, complain};
 
@@ -281,12 +281,19 @@ impl<'a> Session<'a> {
             Some(image) => image.flush(),
             None => Ok(()),
         };
+        let name = node.unfiltered().name().to_owned();
         let closed = match node.into_image() {
             Some((image, _)) => match image.close() {
                 // Whoever found that out was told.
                 Err(ImageError::Metadata(MetadataError::Poisoned)) => Ok(()),
                 Ok(()) => flushed.map_err(|error| system::describe(&error)),
-                Err(error) => Err(system::describe(&error)),
+                Err(error) => match node::lost_bitmaps(&error, &name) {
+                    Some(text) => {
+                        complain!(self.console, "qemu-io: {text}");
+                        Ok(())
+                    }
+                    None => Err(system::describe(&error)),
+                },
             },
             None => return Ok(()),
         };

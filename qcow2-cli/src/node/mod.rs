@@ -4,6 +4,7 @@
 //! [`Node`]s from it: a format on top of a protocol, filters where they are asked for, the backing chain below. Each driver is a
 //! file of its own here.
 
+mod bitmaps;
 mod blkdebug;
 mod compress;
 mod concat;
@@ -27,6 +28,7 @@ use qcow2_image::{Image, ImageError, References, SnapshotKey};
 use qcow2_io::cipher::Secret;
 use qcow2_io::{Operation, Storage, StorageError};
 
+pub(crate) use bitmaps::lost as lost_bitmaps;
 pub use blkdebug::Blkdebug;
 pub(crate) use concat::Concat;
 pub use error::OpenError;

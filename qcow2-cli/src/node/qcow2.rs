@@ -200,7 +200,7 @@ fn read_header(file: &Node) -> Result<(Header, Vec<HeaderError>), OpenError> {
 
 /// The options that say how an image is worked with.
 fn run_time_options(options: &mut NodeOptions) -> Result<ImageOptions, OpenError> {
-    let mut image = Image::options();
+    let mut image = Image::options().qemu_places(true);
     let mut cache = CacheOptions::new();
     if let Some(bytes) = options.take_size("cache-size")? {
         cache = cache.total_bytes(bytes);

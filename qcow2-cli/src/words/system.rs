@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
 use chrono::{DateTime, Local};
+use qcow2_image::{AllocError, ImageError, MetadataError};
 use qcow2_io::{StorageError, StorageErrorKind};
 use rustix::io::Errno;
 
@@ -19,12 +20,23 @@ pub fn errno(error: &(dyn Error + 'static)) -> Errno {
         {
             return found;
         }
-        if let Some(storage) = error.downcast_ref::<StorageError>() {
+        let storage = error.downcast_ref::<StorageError>();
+        if let Some(storage) = storage.or_else(|| within(error)) {
             kind.get_or_insert(storage.kind());
         }
         cause = error.source();
     }
     kind.map_or(Errno::IO, of_kind)
+}
+
+/// The failure of a storage that an image's error stands for, and so is not among its causes.
+fn within<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a StorageError> {
+    match error.downcast_ref()? {
+        ImageError::Storage(error)
+        | ImageError::Metadata(MetadataError::Storage(error))
+        | ImageError::Alloc(AllocError::Metadata(MetadataError::Storage(error))) => Some(error),
+        _ => None,
+    }
 }
 
 /// The number that tells this kind of failure.
@@ -89,6 +101,15 @@ mod tests {
     use qcow2_io::Operation;
 
     use super::*;
+
+    #[test]
+    fn what_a_storage_without_the_systems_number_says_shows_through_an_image() {
+        let full = || StorageError::new(Operation::Write, StorageErrorKind::NoSpace);
+        let error = ImageError::from(MetadataError::from(full()));
+        assert_eq!(describe(&error), "No space left on device");
+        let error = ImageError::from(AllocError::from(MetadataError::from(full())));
+        assert_eq!(describe(&error), "No space left on device");
+    }
 
     #[test]
     fn a_failure_is_told_in_the_systems_words() {

@@ -181,7 +181,7 @@ pub(crate) fn compare_disks(scene: &Path, made: &str, lines: &[&[&str]]) {
     }
 }
 
-/// A folder of images that the real tools made: plain, overlay, encrypted, compressed, with a snapshot and a bitmap, leaking, damaged, raw.
+/// A folder of images that the real tools made: plain, overlay, encrypted, compressed, with a snapshot and a bitmap, with one that leaves no place for another, leaking, damaged, raw.
 pub(crate) fn scene() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let make = |tool: &str, words: &[&str]| {
@@ -203,6 +203,10 @@ pub(crate) fn scene() -> TempDir {
             "c.qcow2",
         ],
     );
+    // With a bitmap, and two clusters behind it.
+    img("create -q -f qcow2 full.qcow2 10M");
+    img("bitmap --add full.qcow2 b1");
+    img("resize -q -f raw full.qcow2 448k");
     img("create -q -f qcow2 -b c.qcow2 -F qcow2 d.qcow2");
     make("qemu-io", &["-c", "write 512k 64k", "d.qcow2"]);
     img("create -q -f qcow2 -o data_file=ext.raw ext.qcow2 1M");

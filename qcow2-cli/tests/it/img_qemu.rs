@@ -245,6 +245,34 @@ fn images_are_changed_and_looked_at_in_the_same_words() {
 }
 
 #[test]
+fn bitmaps_without_a_place_are_told_of_in_the_same_words() {
+    let full = |kib: u64| {
+        format!(
+            r#"json:{{"driver":"qcow2","node-name":"fmt","file":{{"driver":"raw","size":{},"file":{{"driver":"file","filename":"full.qcow2"}}}}}}"#,
+            kib << 10
+        )
+    };
+    let lines: Vec<String> = [384, 448]
+        .iter()
+        .flat_map(|kib| {
+            let image = full(*kib);
+            [
+                format!("bitmap --add {image} b2"),
+                format!("bitmap --add --disable {image} b2"),
+                format!("bitmap --disable {image} b1"),
+                format!("bitmap --clear {image} b1"),
+                format!("resize {image} 20M"),
+                format!("rebase -u -b '' {image}"),
+                format!("amend -o lazy_refcounts=on {image}"),
+                format!("snapshot -l {image}"),
+                format!("bitmap --remove {image} b1"),
+            ]
+        })
+        .collect();
+    compare_lines(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
 fn benchmarks_are_asked_for_in_the_same_words() {
     compare_lines(&[
         "bench -c 100 c.qcow2",

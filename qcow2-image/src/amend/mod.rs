@@ -55,7 +55,7 @@ impl Image {
     pub fn amend(&mut self, options: &AmendOptions<'_>) -> Result<(), AmendError> {
         self.meta.check_writable()?;
         self.flush_all()?;
-        // They are taken up again when the image is next written to.
+        // They are taken up again when the image is next written to, or at the end if they are in use from opening on.
         self.close_bitmaps()?;
         let mut plan = Plan::new(self, options)?;
         #[cfg(feature = "encryption")]
@@ -95,6 +95,7 @@ impl Image {
             self.downgrade(options.monitor)?;
             self.renew()?;
         }
+        self.occupy_bitmaps();
         Ok(())
     }
 
@@ -107,10 +108,10 @@ impl Image {
     /// Takes the header of the file for what the image is from now on.
     fn renew(&mut self) -> Result<(), ImageError> {
         let header = self.header();
-        let pass_discard = self.alloc()?.pass_discard();
+        let (pass_discard, order) = (self.alloc()?.pass_discard(), self.alloc()?.order());
         let meta = Arc::new(self.meta.renewed(header.clone()));
         let alloc = match Allocator::open(Arc::clone(&meta), pass_discard) {
-            Ok(alloc) => alloc,
+            Ok(alloc) => alloc.ordered(order),
             Err(error) => {
                 self.meta.give_up();
                 return Err(error.into());

@@ -45,12 +45,17 @@ impl Image {
                 known.state = BitmapState::broken(why);
             }
         }
+        // In a directory that can't be read to its end, nothing can get a new place.
+        let anew = self.bitmaps.anew && directory.rest.is_none();
+        directory.anew = anew;
         let mut marked = false;
         for known in &mut directory.known {
             // A broken one, too: once what breaks it is gone, nobody must take it for complete.
             let flags = known.entry.flags;
             let broken = matches!(known.state, BitmapState::Broken { .. }) && flags.auto();
-            if (records(header, known) || broken) && !flags.in_use() {
+            let taken = anew && known.is_consistent();
+            let wanted = taken || records(header, known) || broken;
+            if wanted && !flags.in_use() {
                 let in_use = BitmapFlags::new(true, false).bits();
                 self.write_flags(known, BitmapFlags::from_bits(flags.bits() | in_use))?;
                 marked = true;
@@ -65,6 +70,7 @@ impl Image {
             }
         }
         state.directory = Some(directory);
+        state.fresh = false;
         Ok(())
     }
 
@@ -169,10 +175,12 @@ impl Image {
         let Some(directory) = &mut state.directory else {
             return Ok(());
         };
-        let mut marked = false;
+        let (anew, mut marked) = (directory.anew, false);
         for known in &mut directory.known {
-            if known.tracker.is_some() && !known.entry.flags.in_use() {
-                self.write_flags(known, BitmapFlags::new(true, true))?;
+            let wanted = known.tracker.is_some() || anew && known.is_consistent();
+            let flags = known.entry.flags;
+            if wanted && !flags.in_use() {
+                self.write_flags(known, BitmapFlags::new(true, flags.auto()))?;
                 marked = true;
             }
         }
@@ -200,15 +208,14 @@ impl Image {
     /// Stores what was recorded, and says that it is complete: the last use of the bitmaps. No request is in flight.
     pub(crate) fn store_bitmaps(&self) -> Result<(), ImageError> {
         let mut state = self.bitmaps.lock();
-        if !self.bitmaps.trackers.is_recording() {
+        if !self.bitmaps.trackers.is_recording() && !self.bitmaps.anew {
             return Ok(());
         }
         self.settle_bitmaps(&mut state, None)?;
         let Some(directory) = &mut state.directory else {
             return Ok(());
         };
-        let stored =
-            |known: &Known| known.tracker.is_some() && known.state == BitmapState::Consistent;
+        let stored = |known: &Known| known.entry.flags.in_use() && known.is_consistent();
         for known in directory.known.iter_mut().filter(|known| stored(known)) {
             let auto = known.entry.flags.auto();
             self.write_flags(known, BitmapFlags::new(false, auto))?;

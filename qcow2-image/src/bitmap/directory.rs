@@ -28,6 +28,8 @@ pub(super) struct Directory {
     pub(super) known: Vec<Known>,
     /// Why the rest of it can't be read.
     pub(super) rest: Option<String>,
+    /// Whether bitmaps get new places with each change.
+    pub(super) anew: bool,
 }
 
 impl Directory {
@@ -48,6 +50,10 @@ impl Directory {
 }
 
 impl Known {
+    pub(super) fn is_consistent(&self) -> bool {
+        self.state == BitmapState::Consistent
+    }
+
     pub(super) fn check_consistent(&self) -> Result<(), ImageError> {
         let why = match &self.state {
             BitmapState::Consistent => return Ok(()),

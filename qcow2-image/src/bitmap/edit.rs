@@ -1,6 +1,8 @@
 //! Changing the directory of bitmaps: what is new is written to where nothing is, then the header switches, then what is old
 //! is released. So each change is there as a whole or not at all.
 
+use std::collections::BTreeMap;
+
 use qcow2_alloc::{Allocation, Reason};
 use qcow2_cache::{Kinds, MetadataError};
 use qcow2_format::bitmap::BitmapCluster;
@@ -9,12 +11,19 @@ use qcow2_format::header::{BitmapsExtension, Extension};
 use qcow2_format::{BitmapTableEntry, Header, HostOffset};
 
 use super::directory::{Directory, Known, place_of_directory};
+use super::place::{Piece, lost};
 use super::{BitmapState, State};
 use crate::{Image, ImageError};
 
 /// A directory that is to take the place of the one there is.
 pub(super) struct Edit<'a> {
     pub(super) directory: Directory,
+    /// What bitmaps are to be, by their place in the list.
+    pub(super) tables: BTreeMap<usize, Vec<Piece>>,
+    /// Bytes of the disk, if that is to change.
+    pub(super) size: Option<u64>,
+    /// Those that get new places with each change do so with this one.
+    pub(super) moves: bool,
     new: Vec<(Allocation<'a>, Kinds)>,
     /// Clusters: the first and their number.
     old: Vec<(HostOffset, u64, Kinds)>,
@@ -25,6 +34,9 @@ impl<'a> Edit<'a> {
     pub(super) fn new(directory: Directory) -> Self {
         Self {
             directory,
+            tables: BTreeMap::new(),
+            size: None,
+            moves: true,
             new: Vec::new(),
             old: Vec::new(),
         }
@@ -50,7 +62,11 @@ impl Image {
         self.meta.check_writable()?;
         self.get_ready()?;
         let _closed = self.gate.close();
-        let done = work(&mut self.bitmaps.lock())?;
+        let done = {
+            let mut state = self.bitmaps.lock();
+            self.place_recorded(&mut state, None)?;
+            work(&mut state)?
+        };
         self.settle_closed()?;
         Ok(done)
     }
@@ -65,15 +81,18 @@ impl Image {
         &self,
         entries: &[BitmapTableEntry],
     ) -> Result<Allocation<'_>, ImageError> {
-        let bytes = entries.iter().flat_map(|entry| entry.to_be_bytes());
-        self.place_bitmaps(bytes.collect(), Kinds::BITMAP_TABLE)
+        let bytes: Vec<u8> = entries
+            .iter()
+            .flat_map(|entry| entry.to_be_bytes())
+            .collect();
+        self.place_bitmaps(&bytes, Kinds::BITMAP_TABLE)
     }
 
-    fn place_bitmaps(&self, mut bytes: Vec<u8>, kind: Kinds) -> Result<Allocation<'_>, ImageError> {
-        bytes.resize(bytes.len().next_multiple_of(self.geometry.cluster_len()), 0);
+    /// Writes a structure to where nothing is. What its last cluster has behind it means nothing, so that is left as it is.
+    fn place_bitmaps(&self, bytes: &[u8], kind: Kinds) -> Result<Allocation<'_>, ImageError> {
         let clusters = self.geometry.clusters_for(bytes.len() as u64);
         let place = self.alloc()?.allocate_contiguous(clusters)?;
-        self.meta.write(kind, place.offset(), &bytes)?;
+        self.meta.write(kind, place.offset(), bytes)?;
         Ok(place)
     }
 
@@ -132,6 +151,7 @@ impl Image {
             let clusters = self.geometry.clusters_for(old.directory_len_bytes);
             edit.drop_clusters(old.directory_offset, clusters, Kinds::BITMAP_DIRECTORY);
         }
+        self.place_tables(&mut edit)?;
         let extension = self.place_directory(&mut edit)?;
         self.make_durable()?;
         let map = self.meta.overlap();
@@ -166,6 +186,15 @@ impl Image {
             map.remove(first, count * cluster, kind);
             alloc.release(self.geometry.host_cluster(first), count, Reason::Other);
         }
+        if edit.moves {
+            // Those that got new places are there as they are in memory.
+            let all = edit.directory.known.iter();
+            let moved = all.filter(|known| edit.directory.takes_anew(known));
+            for number in moved.filter_map(|known| known.tracker) {
+                self.forget_pages(state, Some(number));
+            }
+        }
+        state.fresh = edit.moves && edit.directory.anew;
         state.directory = Some(edit.directory);
         Ok(())
     }
@@ -197,7 +226,14 @@ impl Image {
                 what: "an image can't have more bitmaps than it has",
             });
         }
-        let place = self.place_bitmaps(bytes, Kinds::BITMAP_DIRECTORY)?;
+        let placed = self.place_bitmaps(&bytes, Kinds::BITMAP_DIRECTORY);
+        let place = placed.map_err(|source| {
+            if edit.directory.anew {
+                lost(None, source)
+            } else {
+                source
+            }
+        })?;
         let offset = place.offset();
         for one in known {
             one.place = HostOffset::new(offset.get() + one.place.get());

@@ -1,15 +1,15 @@
 //! Creating, removing, clearing bitmaps; recording or not; and what to make of one that was not stored.
 
-use qcow2_cache::Kinds;
 use qcow2_format::bitmap::{
     BitmapCluster, BitmapFlags, DIRTY_TRACKING, MAX_GRANULARITY_BITS, MAX_NAME_LEN,
     MIN_GRANULARITY_BITS, required_table_entries,
 };
-use qcow2_format::{BitmapEntry, BitmapTableEntry, HostOffset};
+use qcow2_format::{BitmapEntry, HostOffset};
 
 use super::directory::{Known, text, unusable};
 use super::edit::Edit;
 use super::merge::Sparse;
+use super::place::Piece;
 use super::{BitmapState, State};
 use crate::{Image, ImageError};
 
@@ -112,30 +112,31 @@ impl Image {
             let mut entry = BitmapEntry {
                 // For now, anything but nowhere.
                 table_offset: HostOffset::new(self.cluster_size()),
-                flags: BitmapFlags::new(options.enabled, options.enabled),
                 kind: DIRTY_TRACKING,
                 granularity_bits,
                 name: name.to_vec(),
                 ..BitmapEntry::default()
             };
             let size = self.virtual_size();
+            let in_use = options.enabled || directory.anew;
+            entry.flags = BitmapFlags::new(in_use, options.enabled);
             entry.table_entries = self.table_entries(&entry, size)?;
-            let mut new = Known {
+            let new = Known {
                 entry,
                 place: HostOffset::new(0),
                 state: BitmapState::Consistent,
                 tracker: None,
             };
             let mut edit = Edit::new(directory);
-            let mut table = vec![BitmapCluster::AllZeros; index(new.entry.table_entries)];
-            if let Some(bits) = bits {
-                self.check_size(&new, bits)?;
-                self.add_to_table(&new, &mut table, bits, &mut edit)?;
-            }
-            let entries: Vec<_> = table.into_iter().map(BitmapTableEntry::new).collect();
-            let table = self.new_table(&entries)?;
-            new.entry.table_offset = table.offset();
-            edit.add(table, Kinds::BITMAP_TABLE);
+            let table = vec![BitmapCluster::AllZeros; index(new.entry.table_entries)];
+            let table = match bits {
+                Some(bits) => {
+                    self.check_size(&new, bits)?;
+                    self.add_to_table(&new, table, bits, &mut edit)?
+                }
+                None => table.into_iter().map(Piece::There).collect(),
+            };
+            edit.tables.insert(edit.directory.known.len(), table);
             edit.directory.known.push(new);
             self.switch_directory(state, edit, |_| {})?;
             match &mut state.directory {
@@ -209,6 +210,8 @@ impl Image {
                 return Err(ImageError::NoBitmap { name: text(name) });
             }
             let mut edit = Edit::new(directory);
+            // The others do so at the end.
+            edit.moves = false;
             for known in &old {
                 self.drop_table(known, true, &mut edit)?;
             }
@@ -241,32 +244,27 @@ impl Image {
     pub fn clear_bitmap(&self, name: &[u8]) -> Result<(), ImageError> {
         self.edit_bitmaps(|state| {
             let known = Self::directory(state).usable(name)?.clone();
-            let empty = vec![BitmapTableEntry::default(); index(known.entry.table_entries)];
-            self.replace_table(state, &known, &empty)
+            let entries = known.entry.table_entries;
+            self.replace_table(state, &known, entries, BitmapCluster::AllZeros)
         })
     }
 
-    /// Gives a bitmap a table of entries without clusters instead of what it has.
+    /// Gives a bitmap a table of such entries, without clusters, instead of what it has.
     fn replace_table(
         &self,
         state: &mut State,
         known: &Known,
-        entries: &[BitmapTableEntry],
+        entries: u32,
+        kind: BitmapCluster,
     ) -> Result<(), ImageError> {
         let mut edit = Edit::new(Self::directory(state));
-        let table = self.new_table(entries)?;
-        if let Some(new) = edit
-            .directory
-            .known
-            .iter_mut()
-            .find(|one| one.place == known.place)
-        {
-            new.entry.table_offset = table.offset();
-            new.entry.table_entries = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let mut all = (0..).zip(&mut edit.directory.known);
+        if let Some((at, new)) = all.find(|(_, one)| one.place == known.place) {
             new.entry.flags = known.entry.flags;
             new.state = known.state.clone();
+            let pieces = (0..entries).map(|_| Piece::There(kind));
+            edit.tables.insert(at, pieces.collect());
         }
-        edit.add(table, Kinds::BITMAP_TABLE);
         self.drop_table(known, true, &mut edit)?;
         self.switch_directory(state, edit, |_| {})?;
         if known.tracker.is_some() {
@@ -308,12 +306,13 @@ impl Image {
     /// On return it is durable, with all that it has recorded.
     pub fn disable_bitmap(&self, name: &[u8]) -> Result<(), ImageError> {
         self.edit_bitmaps(|state| {
-            let known = Self::directory(state).usable(name)?.clone();
+            let directory = Self::directory(state);
+            let (anew, known) = (directory.anew, directory.usable(name)?.clone());
             if let Some(number) = known.tracker {
                 self.settle_bitmaps(state, Some(number))?;
             }
             Self::change_known(state, name, |known| {
-                self.write_flags(known, BitmapFlags::new(false, false))?;
+                self.write_flags(known, BitmapFlags::new(anew, false))?;
                 Ok(self.meta.flush()?)
             })?;
             self.untrack(state, &known);
@@ -363,12 +362,11 @@ impl Image {
             }
             let auto = known.entry.flags.auto();
             known.state = BitmapState::Consistent;
-            known.entry.flags = BitmapFlags::new(auto, auto);
+            known.entry.flags = BitmapFlags::new(auto || directory.anew, auto);
             let needed = self.table_entries(&known.entry, self.virtual_size())?;
             match how {
                 BitmapRecovery::AllChanged => {
-                    let ones = BitmapTableEntry::new(BitmapCluster::AllOnes);
-                    self.replace_table(state, &known, &vec![ones; self::index(needed)])?;
+                    self.replace_table(state, &known, needed, BitmapCluster::AllOnes)?;
                 }
                 BitmapRecovery::AsStored => {
                     if needed != known.entry.table_entries {

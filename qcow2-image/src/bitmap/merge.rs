@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use qcow2_cache::Kinds;
-use qcow2_format::BitmapTableEntry;
 use qcow2_format::bitmap::BitmapCluster;
 
 use super::directory::{Known, unusable};
 use super::edit::Edit;
+use super::place::Piece;
 use super::record::{bits_of, full_page};
 use super::tracker::{PAGE_BITS, PAGE_WORDS, Words, by_page, masks};
 use super::walk::Sink;
@@ -150,21 +150,22 @@ impl Image {
     /// Adds bits to a bitmap: what changes of its data is written to new places.
     fn add_bits(&self, state: &mut State, known: &Known, bits: &Sparse) -> Result<(), ImageError> {
         self.settle_bitmaps(state, known.tracker)?;
-        let mut table = self.table_of(known)?;
+        let table = self.table_of(known)?;
         let mut edit = Edit::new(Self::directory(state));
-        self.add_to_table(known, &mut table, bits, &mut edit)?;
-        self.edit_table(known, &table, &mut edit)?;
+        let table = self.add_to_table(known, table, bits, &mut edit)?;
+        self.edit_table(known, table, &mut edit)?;
         self.switch_directory(state, edit, |_| {})
     }
 
-    /// The same, in a table that is not in the file yet.
-    pub(super) fn add_to_table<'a>(
-        &'a self,
+    /// What becomes of a table so.
+    pub(super) fn add_to_table(
+        &self,
         known: &Known,
-        table: &mut [BitmapCluster],
+        table: Vec<BitmapCluster>,
         bits: &Sparse,
-        edit: &mut Edit<'a>,
-    ) -> Result<(), ImageError> {
+        edit: &mut Edit<'_>,
+    ) -> Result<Vec<Piece>, ImageError> {
+        let mut table: Vec<Piece> = table.into_iter().map(Piece::There).collect();
         let file = self.bits_of(known);
         let total = self.bit_count(known);
         let pages_per_cluster = file.per_cluster() / PAGE_BITS;
@@ -176,12 +177,12 @@ impl Image {
             };
             let cluster = cluster_of(**first);
             let index = usize::try_from(cluster).unwrap_or(usize::MAX);
-            let Some(kind) = table.get_mut(index) else {
+            let Some(piece @ &mut Piece::There(kind)) = table.get_mut(index) else {
                 continue;
             };
             let first_page = cluster * pages_per_cluster;
             let end_page = (first_page + pages_per_cluster).min(total.div_ceil(PAGE_BITS));
-            let mut pages: Vec<Words> = match *kind {
+            let mut pages: Vec<Words> = match kind {
                 BitmapCluster::AllOnes => continue,
                 BitmapCluster::AllZeros => {
                     let count = usize::try_from(end_page - first_page).unwrap_or(0);
@@ -206,42 +207,32 @@ impl Image {
                 continue;
             }
             let pages: Vec<(u64, Words)> = (first_page..).zip(pages).collect();
-            if let BitmapCluster::Cluster(offset) = *kind {
+            if let BitmapCluster::Cluster(offset) = kind {
                 edit.drop_clusters(offset, 1, Kinds::BITMAP_DATA);
             }
             let full = pages
                 .iter()
                 .all(|(page, words)| *words == full_page(*page, total));
-            *kind = if full {
-                BitmapCluster::AllOnes
+            *piece = if full {
+                Piece::There(BitmapCluster::AllOnes)
             } else {
-                let data = self.new_data(&pages)?;
-                let offset = data.offset();
-                edit.add(data, Kinds::BITMAP_DATA);
-                BitmapCluster::Cluster(offset)
+                Piece::New(pages)
             };
         }
-        Ok(())
+        Ok(table)
     }
 
     /// Gives a bitmap another table, as a part of an edit that takes care of its data.
-    pub(super) fn edit_table<'a>(
-        &'a self,
+    pub(super) fn edit_table(
+        &self,
         known: &Known,
-        table: &[BitmapCluster],
-        edit: &mut Edit<'a>,
+        table: Vec<Piece>,
+        edit: &mut Edit<'_>,
     ) -> Result<(), ImageError> {
-        let entries: Vec<BitmapTableEntry> = table
-            .iter()
-            .map(|kind| BitmapTableEntry::new(*kind))
-            .collect();
-        let place = self.new_table(&entries)?;
-        let all = &mut edit.directory.known;
-        if let Some(new) = all.iter_mut().find(|one| one.place == known.place) {
-            new.entry.table_offset = place.offset();
-            new.entry.table_entries = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let mut all = edit.directory.known.iter();
+        if let Some(at) = all.position(|one| one.place == known.place) {
+            edit.tables.insert(at, table);
         }
-        edit.add(place, Kinds::BITMAP_TABLE);
         self.drop_table(known, false, edit)
     }
 }

@@ -8,8 +8,10 @@ mod differences;
 mod directory;
 mod edit;
 mod extents;
+mod load;
 mod manage;
 mod merge;
+mod place;
 mod record;
 mod resize;
 mod tracker;
@@ -75,6 +77,8 @@ pub(crate) struct Bitmaps {
     trackers: Trackers,
     /// How often the file gets the pages as they are.
     interval: Duration,
+    /// Whether those that are consistent are in use from the beginning on, and get new places with each change.
+    anew: bool,
     /// Taken after the gate and the locks of clusters; commits run under it.
     state: Mutex<State>,
 }
@@ -92,14 +96,17 @@ struct State {
     stamp: u64,
     /// When the file last got the pages as they are.
     refined: Option<Instant>,
+    /// Nothing has happened to bitmaps since they got new places.
+    fresh: bool,
 }
 
 impl Bitmaps {
-    /// None yet. The file gets the bits as they are once in an interval.
-    pub(crate) fn new(interval: Duration) -> Self {
+    /// None yet. The file gets the bits as they are once in an interval; or, if they get new places, then.
+    pub(crate) fn new(interval: Duration, anew: bool) -> Self {
         Self {
             trackers: Trackers::new(),
             interval,
+            anew,
             state: Mutex::default(),
         }
     }

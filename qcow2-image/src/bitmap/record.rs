@@ -20,7 +20,7 @@ use qcow2_format::bitmap::BitmapCluster;
 use qcow2_format::{BitmapTableEntry, HostOffset};
 
 use super::directory::Known;
-use super::tracker::{PAGE_BITS, PAGE_BYTES, PAGE_WORDS, Tracker, Words, by_page, words_of};
+use super::tracker::{PAGE_BITS, PAGE_BYTES, Tracker, Words, by_page, words_of};
 use super::walk::bytes_of;
 use super::{PageKey, State};
 use crate::{Image, ImageError};
@@ -42,6 +42,8 @@ struct Announced<'a> {
     /// They are so already, but for the links.
     links: Vec<Link<'a>>,
     written: bool,
+    /// Bitmaps that get new places later take no clusters now.
+    anew: bool,
 }
 
 impl Image {
@@ -76,7 +78,10 @@ impl Image {
         let Some(directory) = &state.directory else {
             return Ok(());
         };
-        let mut announced = Announced::default();
+        let mut announced = Announced {
+            anew: directory.anew,
+            ..Announced::default()
+        };
         for known in &directory.known {
             let Some(number) = known.tracker else {
                 continue;
@@ -89,6 +94,7 @@ impl Image {
         let (pages, links) = (announced.pages, announced.links);
         if announced.written || !links.is_empty() {
             state.stamp += 1;
+            state.fresh = false;
             for (key, _) in &pages {
                 // From here on the file may have more than the page.
                 state.armed.insert(*key, state.stamp);
@@ -136,6 +142,11 @@ impl Image {
             if lacking.is_empty() {
                 continue;
             }
+            let spared = announced.anew && known.is_consistent();
+            if spared && kind == BitmapCluster::AllZeros {
+                // The whole cluster is announced, for ones take no place.
+                lacking = self.load_empty(known, tracker, cluster)?;
+            }
             let pages = lacking.iter().map(|page| (*page, full_page(*page, total)));
             let pages: Vec<(u64, Words)> = pages.collect();
             let place = known.entry.table_offset.get() + cluster * 8;
@@ -152,7 +163,9 @@ impl Image {
                     announced.written = true;
                 }
                 // All pages are set then, so the file has no more than those.
-                BitmapCluster::AllZeros if part == whole => link(BitmapCluster::AllOnes, None),
+                BitmapCluster::AllZeros if spared || part == whole => {
+                    link(BitmapCluster::AllOnes, None);
+                }
                 BitmapCluster::AllZeros => {
                     let cluster = self.new_data(&pages)?;
                     let kind = BitmapCluster::Cluster(cluster.offset());
@@ -165,36 +178,6 @@ impl Image {
                 .pages
                 .extend(keyed.map(|(page, words)| ((number, page), words)));
         }
-        Ok(())
-    }
-
-    /// Makes a page, and brings what the file has into it.
-    fn load_page(
-        &self,
-        known: &Known,
-        tracker: &Tracker,
-        number: u64,
-        kind: BitmapCluster,
-    ) -> Result<(), ImageError> {
-        let Some(page) = tracker.make_page(number) else {
-            return Ok(());
-        };
-        if page.is_loaded() {
-            return Ok(());
-        }
-        let full = full_page(number, self.bit_count(known));
-        let mut words = match kind {
-            BitmapCluster::AllZeros => [0; PAGE_WORDS],
-            BitmapCluster::AllOnes => full,
-            BitmapCluster::Cluster(offset) => {
-                let pages = self.bits_of(known).read_pages(offset, number, 1)?;
-                pages.first().copied().unwrap_or([0; PAGE_WORDS])
-            }
-        };
-        for (word, full) in words.iter_mut().zip(full) {
-            *word &= full;
-        }
-        page.load(&words);
         Ok(())
     }
 
@@ -270,7 +253,8 @@ impl Image {
         if due || state.refined.is_none() {
             state.refined = Some(now);
         }
-        if !due || state.armed.is_empty() {
+        let anew = state.directory.as_ref().is_some_and(|all| all.anew);
+        if !due || anew || state.armed.is_empty() {
             return Ok(None);
         }
         let state = &*state;
@@ -353,6 +337,7 @@ impl Image {
         state: &mut State,
         only: Option<usize>,
     ) -> Result<(), ImageError> {
+        self.place_recorded(state, only)?;
         let wanted = |key: &PageKey| only.is_none_or(|only| only == key.0);
         let pages: BTreeMap<PageKey, u64> = state
             .armed

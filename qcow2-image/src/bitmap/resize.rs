@@ -8,6 +8,7 @@ use qcow2_format::bitmap::BitmapCluster;
 
 use super::directory::{Directory, Known};
 use super::edit::Edit;
+use super::place::Piece;
 use super::record::full_page;
 use super::tracker::{PAGE_BITS, PAGE_WORDS, Words};
 use super::{BitmapState, State};
@@ -67,6 +68,7 @@ impl Image {
         new_bits: NewBits,
     ) -> Result<Option<Edit<'_>>, ImageError> {
         let mut edit = Edit::new(Self::directory(state));
+        edit.size = Some(size);
         let mut any = false;
         for known in &Self::directory(state).known {
             let before = self.table_of(known)?;
@@ -91,9 +93,10 @@ impl Image {
             let border = old_bits.min(new_bits);
             let per_cluster = self.bits_of(known).per_cluster();
             let index = usize::try_from(border / per_cluster).unwrap_or(usize::MAX);
+            let mut bordered = None;
             if !border.is_multiple_of(per_cluster)
                 && old_bits != new_bits
-                && let Some(kind) = after.get_mut(index)
+                && let Some(kind) = after.get(index)
             {
                 let all = border / per_cluster * per_cluster
                     ..new_bits.min((border / per_cluster + 1) * per_cluster);
@@ -102,13 +105,15 @@ impl Image {
                     if let BitmapCluster::Cluster(offset) = *kind {
                         edit.drop_clusters(offset, 1, Kinds::BITMAP_DATA);
                     }
-                    let data = self.new_data(&pages)?;
-                    *kind = BitmapCluster::Cluster(data.offset());
-                    edit.add(data, Kinds::BITMAP_DATA);
+                    bordered = Some(pages);
                 }
             }
-            if after != before {
-                self.edit_table(known, &after, &mut edit)?;
+            if after != before || bordered.is_some() {
+                let mut table: Vec<Piece> = after.into_iter().map(Piece::There).collect();
+                if let (Some(piece), Some(pages)) = (table.get_mut(index), bordered) {
+                    *piece = Piece::New(pages);
+                }
+                self.edit_table(known, table, &mut edit)?;
                 any = true;
             }
         }

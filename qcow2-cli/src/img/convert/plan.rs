@@ -1,6 +1,6 @@
 //! What a command line of `convert` asks for.
 
-use qcow2_image::SnapshotKey;
+use qcow2_image::{BitmapState, Image, SnapshotKey};
 use qcow2_io::codec::Level;
 
 use crate::img::args::{self, CacheMode, Common, Failure};
@@ -278,6 +278,17 @@ impl Plan {
         if self.bitmaps && sources.iter().any(|node| node.image().is_none()) {
             return Err(Failure::new("Source lacks bitmap support"));
         }
+        if self.bitmaps
+            && !self.skip_broken
+            && let Some(image) = sources.first().and_then(Node::image)
+            && let Some(name) = inconsistent(image).first()
+        {
+            return Err(
+                Failure::new(format_args!("Cannot copy inconsistent bitmap '{name}'")).hint(
+                    "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
+                ),
+            );
+        }
         Ok(())
     }
 
@@ -355,4 +366,12 @@ impl Plan {
         }
         Ok(creation)
     }
+}
+
+/// Names of the bitmaps that can't be carried along, in the order in which they are told: the last one first.
+pub(super) fn inconsistent(image: &Image) -> Vec<String> {
+    let all = image.bitmaps().unwrap_or_default().into_iter().rev();
+    all.filter(|bitmap| bitmap.state != BitmapState::Consistent)
+        .map(|bitmap| String::from_utf8_lossy(&bitmap.name).into_owned())
+        .collect()
 }

@@ -14,7 +14,10 @@ use qcow2_io::{Fault, Faulty, Memory, Operation, Storage, StorageErrorKind, Zero
 
 use super::model::{Model, extents};
 
-const LEN: u64 = 2_600_448;
+pub(super) const LEN: u64 = 2_600_448;
+
+/// How an image is opened for what is cut short.
+pub(super) type Way = fn() -> ImageOptions;
 
 /// What is done to an image with the bitmaps `on`, `off`, `coarse` and `stale`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,13 +238,13 @@ struct Case {
 }
 
 impl Case {
-    fn new(recipe: &CreateOptions, deed: Deed) -> Self {
+    fn new(recipe: &CreateOptions, deed: Deed, way: Way) -> Self {
         let start = prepare(recipe, deed);
         let memory = || Arc::new(Memory::from(start.clone())) as Arc<dyn Storage>;
         let except = (deed == Deed::RecoverAll).then_some("stale");
         let before = state(&open(&memory()), except);
         let storage = memory();
-        let image = open(&storage);
+        let image = way().open(Arc::clone(&storage)).unwrap();
         do_it(deed, &image).unwrap();
         image.close().unwrap();
         assert_eq!(damage(&storage), []);
@@ -349,14 +352,18 @@ fn now_size(case: &Case) -> u64 {
 
 #[test]
 fn a_crash_leaves_the_bitmaps_before_or_after_the_deed() {
+    crash_deeds(Image::options);
+}
+
+pub(super) fn crash_deeds(way: Way) {
     let mut random = Random::new(78);
     for recipe in recipes() {
         for deed in DEEDS {
-            let case = Case::new(&recipe, deed);
+            let case = Case::new(&recipe, deed, way);
             let tape = Tape::new();
             let base = Arc::new(case.start.clone());
             let storage = tape.record(0, Arc::new(Overlay::new(base)));
-            let image = Image::options().open(storage).unwrap();
+            let image = way().open(storage).unwrap();
             do_it(deed, &image).unwrap();
             image.close().unwrap();
             let entries = tape.take();
@@ -372,6 +379,10 @@ fn a_crash_leaves_the_bitmaps_before_or_after_the_deed() {
 
 #[test]
 fn a_fault_leaves_the_bitmaps_before_or_after_the_deed() {
+    fail_deeds(Image::options);
+}
+
+pub(super) fn fail_deeds(way: Way) {
     const FAULTS: [(Operation, StorageErrorKind, bool); 6] = [
         (Operation::Read, StorageErrorKind::Io, false),
         (Operation::Write, StorageErrorKind::NoSpace, false),
@@ -383,12 +394,12 @@ fn a_fault_leaves_the_bitmaps_before_or_after_the_deed() {
     let mut met = 0;
     for recipe in recipes() {
         for deed in DEEDS {
-            let case = Case::new(&recipe, deed);
+            let case = Case::new(&recipe, deed, way);
             let base = Arc::new(case.start.clone());
             for (operation, kind, after_effect) in FAULTS {
                 for nth in 1.. {
                     let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
-                    let image = Image::options().open(storage.clone()).unwrap();
+                    let image = way().open(storage.clone()).unwrap();
                     let fault = Fault::on(operation).nth(nth).kind(kind);
                     storage.add(if after_effect {
                         fault.after_effect()
@@ -453,6 +464,12 @@ fn play(image: &Image, random: &mut Random) {
 
 #[test]
 fn whatever_a_crash_leaves_no_change_is_missing() {
+    let partly = crash_guests(options);
+    assert!(partly > 100, "{partly}");
+}
+
+/// Tells how often a bitmap was left that says something.
+pub(super) fn crash_guests(options: impl Fn(&mut Random) -> ImageOptions) -> u32 {
     let mut random = Random::new(79);
     let mut partly = 0;
     for (recipe, round) in recipes().iter().zip(0..).cycle().take(9) {
@@ -503,13 +520,13 @@ fn whatever_a_crash_leaves_no_change_is_missing() {
                 let found = extents(&image, name);
                 assert!(model.is_within(&found), "{name}, {how}");
                 let sum: u64 = found.iter().map(|range| range.end - range.start).sum();
-                partly += u64::from(sum > 0 && sum < LEN);
+                partly += u32::from(sum > 0 && sum < LEN);
             }
             image.close().unwrap();
             assert_eq!(damage(&storages[0]), [], "{how}");
         }
     }
-    assert!(partly > 100, "{partly}");
+    partly
 }
 
 /// Requests of a guest that goes on when one fails.
@@ -529,6 +546,16 @@ fn play_on(image: &Image, random: &mut Random) {
 
 #[test]
 fn whatever_fails_no_change_is_missing() {
+    let (consistent, inconsistent) =
+        fail_guests(|| Image::options().bitmap_interval(Duration::ZERO));
+    assert!(
+        consistent > 20 && inconsistent > 20,
+        "{consistent} {inconsistent}"
+    );
+}
+
+/// Tells how often the bitmap was consistent afterwards, and how often not.
+pub(super) fn fail_guests(way: Way) -> (u32, u32) {
     let mut consistent = 0;
     let mut inconsistent = 0;
     for (recipe, seed) in recipes().iter().zip(900..) {
@@ -542,10 +569,7 @@ fn whatever_fails_no_change_is_missing() {
         for operation in [Operation::Read, Operation::Write, Operation::Flush] {
             for nth in 1.. {
                 let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
-                let image = Image::options()
-                    .bitmap_interval(Duration::ZERO)
-                    .open(storage.clone())
-                    .unwrap();
+                let image = way().open(storage.clone()).unwrap();
                 storage.add(Fault::on(operation).nth(nth));
                 play_on(&image, &mut Random::new(seed));
                 let closed = image.close();
@@ -582,8 +606,5 @@ fn whatever_fails_no_change_is_missing() {
             }
         }
     }
-    assert!(
-        consistent > 20 && inconsistent > 20,
-        "{consistent} {inconsistent}"
-    );
+    (consistent, inconsistent)
 }

@@ -12,6 +12,8 @@ mod exchange;
 mod model;
 /// QEMU's tools on bitmaps.
 mod oracle;
+/// Bitmaps that lie where QEMU would put them.
+mod places;
 /// Bitmaps that QEMU made and filled.
 mod reading;
 /// What is refused, what is broken, and each way to write.

@@ -75,7 +75,7 @@ fn an_inner_image_that_has_no_room_left_says_so_and_stays_sound() {
         }
     };
     assert!(offset >= MIB, "only {offset} bytes fit");
-    assert_eq!(error.kind(), StorageErrorKind::OutOfRange, "{error}");
+    assert_eq!(error.kind(), StorageErrorKind::NoSpace, "{error}");
     // What is there can still be written, and given back for use elsewhere.
     inner.write_at(&[2; 512], 0).unwrap();
     inner.discard(0..65536).unwrap();

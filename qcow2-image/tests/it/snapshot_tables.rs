@@ -202,11 +202,12 @@ fn a_snapshot_whose_tables_can_t_be_found_is_refused_or_passed_over() {
 
 /// The entry at `table` with `unknown` behind the extra data it has.
 fn lengthen(bytes: &mut [u8], table: usize, unknown: &[u8]) {
-    let word = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_be_bytes);
+    let part = |at: usize, len: usize| bytes.get(at..at + len).unwrap_or_default();
+    let word = |at: usize| part(at, 4).try_into().map_or(0, u32::from_be_bytes);
     let extra = word(table + 36) as usize;
     let names = (word(table + 12) >> 16) as usize + (word(table + 12) & 0xffff) as usize;
     let known = table + 40 + extra;
-    let names = bytes[known..known + names].to_vec();
+    let names = part(known, names).to_vec();
     put(bytes, known, unknown);
     put(bytes, known + unknown.len(), &names);
     let extra = u32::try_from(extra + unknown.len()).unwrap();

@@ -286,7 +286,9 @@ impl ImageError {
             | Self::Metadata(MetadataError::Storage(error))
             | Self::Alloc(AllocError::Metadata(MetadataError::Storage(error))) => error,
             // Callers may want to tell it from others.
-            Self::SnapshotL1 { .. } => {
+            Self::SnapshotL1 { .. }
+            | Self::Metadata(MetadataError::Poisoned)
+            | Self::Alloc(AllocError::Metadata(MetadataError::Poisoned)) => {
                 let kind = self.kind();
                 StorageError::from_io(operation, io::Error::other(self))
                     .with_kind(kind)

@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use qcow2_alloc::{Order, Reason};
+use qcow2_cache::Step;
 use qcow2_format::{ClusterKind, HostCluster, HostOffset, L2Entry};
 use qcow2_io::Storage as _;
 
@@ -298,8 +299,8 @@ impl Image {
             to
         };
         self.prepare_table(piece.guest)?;
-        let head = self.view(from, piece.guest - from)?;
-        let tail = self.view(piece.end, to - piece.end)?;
+        let head = self.surroundings(from..piece.guest)?;
+        let tail = self.surroundings(piece.end..to)?;
         self.write_around(
             bufs,
             piece,
@@ -398,12 +399,21 @@ impl Image {
         if len == 0 || (virgin && self.is_zero_here(range.clone())?) {
             return Ok(Buffer::EMPTY);
         }
-        let bytes = self.view(range.start, len)?;
+        let bytes = self.surroundings(range)?;
         Ok(if virgin && is_zero(&bytes) {
             Buffer::EMPTY
         } else {
             bytes
         })
+    }
+
+    /// The guest's view of a range beside a write.
+    fn surroundings(&self, range: Range<u64>) -> Result<Buffer, ImageError> {
+        if range.is_empty() {
+            return Ok(Buffer::EMPTY);
+        }
+        self.meta.before(Step::ReadCow)?;
+        self.view(range.start, range.end - range.start)
     }
 
     /// Whether this image alone says that a range is zeros.
@@ -491,6 +501,11 @@ impl Image {
         if !tail.is_empty() {
             parts.push(IoSlice::new(tail));
         }
+        if head.len() + tail.len() > 0 {
+            self.meta.before(Step::WriteCow)?;
+        }
+        // Reading may have taken long, and another request may have found the image corrupt meanwhile.
+        self.meta.check_writable()?;
         self.check_data(host, len + (head.len() + tail.len()) as u64)?;
         self.store_data(&parts, piece.guest - head.len() as u64, host)
     }

@@ -8,7 +8,7 @@ use qcow2_io::StorageError;
 use super::Metadata;
 use crate::MetadataError;
 
-/// A step of the work on metadata that is about to be done.
+/// A step of the work on metadata, or on the copying that goes with it, that is about to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
@@ -44,6 +44,10 @@ pub enum Step {
     WriteL1,
     /// The header gets its place.
     SwitchL1,
+    /// What a new cluster is to hold beside a write is read.
+    ReadCow,
+    /// It is written, with the guest's data.
+    WriteCow,
 }
 
 /// Is asked before each [`Step`]; an error lets the step fail as if the storage had. For those who want to see what happens then.

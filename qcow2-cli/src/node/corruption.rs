@@ -27,8 +27,9 @@ fn text(error: &MetadataError) -> String {
             found,
             ..
         } => format!(
-            "Refblock offset {:#x} unaligned (reftable index: {index:#x})",
-            found.get()
+            "Refblock offset {} unaligned (reftable index: {})",
+            hex(found.get()),
+            hex(*index)
         ),
         MetadataError::BadPointer {
             what: PointerKind::L1,
@@ -36,8 +37,9 @@ fn text(error: &MetadataError) -> String {
             found,
             ..
         } => format!(
-            "L2 table offset {:#x} unaligned (L1 index: {index:#x})",
-            found.get()
+            "L2 table offset {} unaligned (L1 index: {})",
+            hex(found.get()),
+            hex(*index)
         ),
         MetadataError::InUse {
             cluster,
@@ -56,6 +58,14 @@ fn text(error: &MetadataError) -> String {
             name(*kinds)
         ),
         other => other.to_string(),
+    }
+}
+
+/// A number as they write it, without a prefix before a mere 0.
+fn hex(number: u64) -> String {
+    match number {
+        0 => "0".to_owned(),
+        _ => format!("{number:#x}"),
     }
 }
 

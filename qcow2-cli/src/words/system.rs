@@ -20,6 +20,12 @@ pub fn errno(error: &(dyn Error + 'static)) -> Errno {
         {
             return found;
         }
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if is_shut(error) || inner.is_some_and(|inner| is_shut(inner)) {
+            return Errno::NOMEDIUM;
+        }
         let storage = error.downcast_ref::<StorageError>();
         if let Some(storage) = storage.or_else(|| within(error)) {
             kind.get_or_insert(storage.kind());
@@ -27,6 +33,17 @@ pub fn errno(error: &(dyn Error + 'static)) -> Errno {
         cause = error.source();
     }
     kind.map_or(Errno::IO, of_kind)
+}
+
+/// Whether an image takes nothing more, after what was told before: as if the disk had been taken out.
+fn is_shut(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(
+            ImageError::Metadata(MetadataError::Poisoned)
+                | ImageError::Alloc(AllocError::Metadata(MetadataError::Poisoned))
+        )
+    )
 }
 
 /// The failure of a storage that an image's error stands for, and so is not among its causes.

@@ -370,3 +370,51 @@ fn refcount_blocks_that_fail_are_told_alike() {
     let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
     compare("qemu-io", scene().path(), &lines);
 }
+
+#[test]
+fn a_copy_under_way_fails_when_the_image_turns_out_to_be_corrupt() {
+    // A second table behind the first data, which is then given up; the table is called free, too.
+    let damage = [
+        "open d.qcow2",
+        "truncate 1G",
+        "write -q 512M 64k",
+        "close",
+        "open -o driver=raw,file.filename=d.qcow2",
+        "write -q -P 0 262208 8",
+        "write -q -P 0 131082 2",
+        "write -q -P 0 131084 2",
+        "close",
+        "open -o driver=qcow2,file.driver=blkdebug,file.image.filename=d.qcow2",
+    ];
+    let cases: [&[&str]; 3] = [
+        &[
+            "break cow_read 0",
+            "aio_write 0 1k",
+            "wait_break 0",
+            "write 64k 64k",
+            "resume 0",
+            "aio_flush",
+            "write 0 1k",
+        ],
+        &["write 0 1k", "write 64k 64k", "write 128k 64k"],
+        &[
+            "break cow_write 0",
+            "aio_write 0 1k",
+            "wait_break 0",
+            "resume 0",
+            "aio_flush",
+        ],
+    ];
+    if !is_available(cases.len(), "copies into new clusters") {
+        return;
+    }
+    let lines: Vec<Vec<&str>> = cases
+        .iter()
+        .map(|case| {
+            let words = damage.iter().chain(case.iter());
+            words.flat_map(|word| ["-c", *word]).collect()
+        })
+        .collect();
+    let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
+    compare("qemu-io", scene().path(), &lines);
+}

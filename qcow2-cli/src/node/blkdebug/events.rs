@@ -86,6 +86,8 @@ fn name(step: Step) -> Option<&'static str> {
         Step::AllocateL1 => "l1_grow_alloc_table",
         Step::WriteL1 => "l1_grow_write_table",
         Step::SwitchL1 => "l1_grow_activate_table",
+        Step::ReadCow => "cow_read",
+        Step::WriteCow => "cow_write",
         _ => return None,
     })
 }

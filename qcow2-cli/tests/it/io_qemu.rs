@@ -418,3 +418,56 @@ fn a_copy_under_way_fails_when_the_image_turns_out_to_be_corrupt() {
     let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
     compare("qemu-io", scene().path(), &lines);
 }
+
+#[test]
+fn parts_of_blocks_are_written_one_after_the_other() {
+    let open = "open -o driver=raw,file.driver=blkdebug,file.align=4k,file.image.filename=r.raw";
+    let cases: [&[&str]; 4] = [
+        &[
+            "break pwritev_rmw_after_tail A",
+            "aio_write -q -P 10 0x5000 0x200",
+            "wait_break A",
+            "aio_write -q -P 11 0x5200 0x200",
+            "sleep 100",
+            "resume A",
+            "aio_flush",
+            "read -P 10 0x5000 0x200",
+            "read -P 11 0x5200 0x200",
+        ],
+        &[
+            "break pwritev_rmw_head A",
+            "aio_write -q -P 12 0x1e00 0x400",
+            "wait_break A",
+            "aio_write -q -P 13 0x2000 0x1000",
+            "sleep 100",
+            "resume A",
+            "aio_flush",
+            "read -P 13 0x2000 0x1000",
+        ],
+        // Whole blocks are read by nobody.
+        &[
+            "break pwritev A",
+            "break pwritev_done B",
+            "aio_write -q -P 14 0x3000 0x1000",
+            "wait_break A",
+            "resume A",
+            "wait_break B",
+            "resume B",
+            "aio_flush",
+            "read -P 14 0x3000 0x1000",
+        ],
+        &["write -P 15 0x7001 1", "read -P 15 0x7001 1", "length"],
+    ];
+    if !is_available(cases.len(), "writes of parts of blocks") {
+        return;
+    }
+    let lines: Vec<Vec<&str>> = cases
+        .iter()
+        .map(|case| {
+            let words = [&open].into_iter().chain(case.iter());
+            words.flat_map(|word| ["-c", *word]).collect()
+        })
+        .collect();
+    let lines: Vec<&[&str]> = lines.iter().map(|line| &line[..]).collect();
+    compare("qemu-io", scene().path(), &lines);
+}

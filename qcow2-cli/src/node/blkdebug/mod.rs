@@ -3,6 +3,7 @@
 //! Of its work on metadata the engine tells before each step, which is then an event of a name that scripts know. What is read, and all data,
 //! tells itself by where it lies, once the image is open.
 
+mod aligned;
 mod events;
 mod rules;
 
@@ -17,6 +18,7 @@ use qcow2_io::{
 };
 use rustix::io::Errno;
 
+use self::aligned::Blocks;
 use self::rules::{IoType, Rules};
 use super::{Content, Node, NodeOptions, OpenError};
 use crate::Console;
@@ -30,6 +32,9 @@ pub struct Blkdebug {
     below: Arc<dyn Storage>,
     rules: Mutex<Rules>,
     limits: Limits,
+    /// What it takes whole blocks of, if that was asked for.
+    align: Option<u64>,
+    blocks: Blocks,
     /// How zeros are written without data.
     zeros: Pieces,
     /// What is below, if that is an image.
@@ -97,7 +102,8 @@ pub(super) fn open(
     }
     let storage = below.storage();
     let mut limits = storage.limits();
-    if let Some(align) = options.take_size("align")? {
+    let align = options.take_size("align")?;
+    if let Some(align) = align {
         if !align.is_power_of_two() || align >= 1 << 31 {
             return Err(OpenError::new(format!(
                 "Cannot meet constraints with align {align}"
@@ -121,6 +127,8 @@ pub(super) fn open(
         below_image: below.image().cloned(),
         rules: Mutex::new(rules),
         limits,
+        align: align.filter(|align| *align > 1),
+        blocks: Blocks::default(),
         zeros,
         image: OnceLock::new(),
         pauses: Mutex::default(),
@@ -263,8 +271,11 @@ impl Storage for Blkdebug {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+        let _held = self.read_around(offset, len_of(bufs))?;
+        self.event("pwritev")?;
         self.pass(IoType::Write, Operation::Write, offset, len_of(bufs))?;
-        self.below.write_vectored_at(bufs, offset)
+        self.below.write_vectored_at(bufs, offset)?;
+        self.event("pwritev_done")
     }
 
     fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {

@@ -286,9 +286,15 @@ impl ImageError {
             | Self::Metadata(MetadataError::Storage(error))
             | Self::Alloc(AllocError::Metadata(MetadataError::Storage(error))) => error,
             // Callers may want to tell it from others.
-            Self::SnapshotL1 { .. }
-            | Self::Metadata(MetadataError::Poisoned)
+            Self::Metadata(MetadataError::Poisoned)
             | Self::Alloc(AllocError::Metadata(MetadataError::Poisoned)) => {
+                let (kind, detail) = (self.kind(), self.to_string());
+                StorageError::from_io(operation, io::Error::other(self))
+                    .with_kind(kind)
+                    .at(offset, len)
+                    .with_detail(detail)
+            }
+            Self::SnapshotL1 { .. } => {
                 let kind = self.kind();
                 StorageError::from_io(operation, io::Error::other(self))
                     .with_kind(kind)

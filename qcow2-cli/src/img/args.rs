@@ -282,7 +282,7 @@ impl CacheMode {
 /// about them.
 pub(crate) fn close(node: Node) -> Result<(), Failure> {
     close_strictly(node, |text| {
-        Console::warn(format_args!("qemu-img: {text}\n"));
+        tell(text);
         Ok(())
     })
 }
@@ -310,9 +310,13 @@ pub(super) fn close_strictly(
 /// Closes the image of a node with this name; bitmaps without a place are told, no more.
 pub(super) fn close_image(image: Image, name: &str) -> Result<(), Failure> {
     finish(image, name, |text| {
-        Console::warn(format_args!("qemu-img: {text}\n"));
+        tell(text);
         Ok(())
     })
+}
+
+fn tell(text: &str) {
+    Console::warn(format_args!("qemu-img: {text}\n"));
 }
 
 fn finish(

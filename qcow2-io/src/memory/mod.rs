@@ -14,20 +14,21 @@ use crate::{
     ZeroFlags,
 };
 
-use self::pages::{PAGE, PAGE_BYTES, Pages, within_page};
+use self::pages::{PAGE, PAGE_BYTES, Pages};
 
 /// Bytes in memory, sparse: 4 KiB pages come into being when they are written, and a page that was never written, or was
 /// zeroed or discarded as a whole, is a hole. A length of terabytes costs nothing by itself; a lone page far from all others
 /// costs some tables on the way to it, at most 50 KiB.
 ///
-/// Overlapping writes are atomic page by page. Threads that use different pages don't wait for each other, unless they make
-/// the storage longer. Nothing survives the process, so [`flush`](Storage::flush) has nothing to do.
+/// Overlapping requests are atomic page by page. Readers don't wait for each other, and write to nothing in common. A writer waits for those
+/// who use the same 64 pages, the first of which starts at a multiple of 256 KiB, and for all who make the storage longer if it
+/// does so, too. Nothing survives the process, so [`flush`](Storage::flush) has nothing to do.
 ///
 /// # Locking
 ///
-/// Each page has a lock, and changes of the length have one that is taken before those of pages. A write within the length
-/// takes only the former, and looks at the length when it has it: a cut that comes first is seen, one that comes later
-/// waits for the page and clears it.
+/// 64 pages have a lock, in parts of which a reader needs one, and changes of the length have another that is taken before. A write within the
+/// length takes only the former, and looks at the length when it has it: a cut that comes first is seen, one that comes later
+/// waits for the pages and clears them.
 #[derive(Default)]
 pub struct Memory {
     /// What a page holds past `len` is zero.
@@ -93,41 +94,6 @@ impl Memory {
         self.resizing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads one buffer; what lies past the end is zero in the last page, and a hole elsewhere.
-    fn read(&self, buf: &mut [u8], offset: u64) {
-        let mut position = offset;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let start = within_page(position % PAGE);
-            let len = PAGE_BYTES.saturating_sub(start).min(rest.len());
-            let (piece, tail) = rest.split_at_mut(len);
-            match self.pages.get(position / PAGE) {
-                Some(slot) => slot.read(start, piece),
-                None => piece.fill(0),
-            }
-            position = position.saturating_add(len as u64);
-            rest = tail;
-        }
-    }
-
-    /// Writes one buffer page by page, as long as `may` agrees that the bytes up to an offset be written.
-    fn write(&self, buf: &[u8], offset: u64, may: impl Fn(u64) -> bool) -> bool {
-        let mut position = offset;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let start = within_page(position % PAGE);
-            let len = PAGE_BYTES.saturating_sub(start).min(rest.len());
-            let (piece, tail) = rest.split_at(len);
-            let end = position.saturating_add(len as u64);
-            if !self.pages.write(position / PAGE, start, piece, || may(end)) {
-                return false;
-            }
-            position = end;
-            rest = tail;
-        }
-        true
-    }
-
     /// Runs a write whose last byte lies before `end`. It asks of each page whether the bytes up to an offset may be
     /// written, and says whether all were.
     fn run_write(&self, end: u64, write: impl Fn(&dyn Fn(u64) -> bool) -> bool) {
@@ -147,7 +113,7 @@ impl From<Vec<u8>> for Memory {
         memory.len.store(bytes.len() as u64, Ordering::Release);
         for (number, chunk) in (0..).zip(bytes.chunks(PAGE_BYTES)) {
             if chunk.iter().any(|byte| *byte != 0) {
-                memory.pages.write(number, 0, chunk, || true);
+                memory.pages.write(number * PAGE, chunk, |_| true);
             }
         }
         memory
@@ -163,7 +129,7 @@ impl Storage for Memory {
         check_end(Operation::Read, offset, total_len(bufs))?;
         let mut position = offset;
         for buf in bufs {
-            self.read(buf, position);
+            self.pages.read(position, buf);
             position = position.saturating_add(buf.len() as u64);
         }
         Ok(())
@@ -178,7 +144,7 @@ impl Storage for Memory {
                 bufs.iter().all(|buf| {
                     let start = position;
                     position = position.saturating_add(buf.len() as u64);
-                    self.write(buf, start, may)
+                    self.pages.write(start, buf, may)
                 })
             });
         }
@@ -187,14 +153,14 @@ impl Storage for Memory {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_end(Operation::Read, offset, buf.len() as u64)?;
-        self.read(buf, offset);
+        self.pages.read(offset, buf);
         Ok(())
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let end = check_end(Operation::Write, offset, buf.len() as u64)?;
         if !buf.is_empty() {
-            self.run_write(end, |may| self.write(buf, offset, may));
+            self.run_write(end, |may| self.pages.write(offset, buf, may));
         }
         Ok(())
     }
@@ -243,10 +209,7 @@ impl Storage for Memory {
         let mut position = start;
         let data_end = end.min(self.length());
         let numbers = start / PAGE..data_end.div_ceil(PAGE);
-        self.pages.visit(&numbers, |number, slot| {
-            if !slot.is_held() {
-                return ControlFlow::Continue(());
-            }
+        self.pages.visit_held(&numbers, |number| {
             let first = number.saturating_mul(PAGE).max(start);
             let last = number.saturating_add(1).saturating_mul(PAGE).min(data_end);
             list.push(position, first.saturating_sub(position), ExtentKind::Hole);

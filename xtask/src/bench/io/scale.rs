@@ -1,8 +1,9 @@
 //! Two threads beside one.
 
+use std::hint::black_box;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use qcow2_image::Image;
 use qcow2_image::create::CreateOptions;
 use qcow2_io::{Memory, Storage};
@@ -10,7 +11,7 @@ use qcow2_io::{Memory, Storage};
 use super::Setting;
 use super::disk::{Disk, fill, full_raw};
 use super::samples::{Samples, warm_in_turn};
-use super::work::{Kind, Order, Work};
+use super::work::{Kind, Order, Random, Work};
 
 /// Bytes of the disk.
 pub(super) const LEN: u64 = 64 << 20;
@@ -47,12 +48,36 @@ pub(super) fn plain_file(setting: &Setting) -> Result<Samples> {
     compared(setting, &raw, 4096)
 }
 
+/// Nothing but arithmetic.
+struct Loops;
+
+impl Disk for Loops {
+    fn read(&self, _: &mut [u8], offset: u64) -> Result<()> {
+        /// About as long as a read of an image takes.
+        const ROUNDS: u32 = 100;
+        let mut random = Random::new(offset);
+        let sum = (0..ROUNDS).fold(0, |sum, _| random.next() ^ sum);
+        black_box(sum);
+        Ok(())
+    }
+
+    fn write(&self, _: &[u8], _: u64) -> Result<()> {
+        bail!("there is nothing to write to")
+    }
+}
+
+/// Two threads that have nothing in common: what the processors give at the time.
+pub(super) fn loops(setting: &Setting) -> Result<Samples> {
+    compared(setting, &Loops, 512)
+}
+
 fn compared(setting: &Setting, disk: &impl Disk, size: usize) -> Result<Samples> {
     let work = |threads| Work {
         kind: Kind::Read,
         order: Order::Random,
         size,
-        count: if size < 4096 { 1 << 17 } else { 1 << 16 },
+        // A fifth of a second or so: new threads may have to share a processor for a while, until the scheduler parts them.
+        count: if size < 4096 { 1 << 20 } else { 1 << 19 },
         threads,
     };
     warm_in_turn(

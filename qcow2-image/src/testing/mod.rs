@@ -3,7 +3,8 @@
 //! A [`Program`] is an image of some [`Shape`] and a sequence of [`Action`]s, all from one seed. A [`Player`] plays it on an open
 //! image, with a [`Ledger`] of plain bytes beside it. On that stand the runs: beside QEMU ([`run_beside_qemu`], [`run_by_qemu`]) or
 //! alone ([`run_in_memory`]), with a crash at any moment ([`crash_states`]), with any operation of the storage failing
-//! ([`FaultRuns`]). A run that fails is made small by [`shrink`]. What is done to an image as a whole comes in [`lives`](live).
+//! ([`FaultRuns`]). A run that fails is made small by [`shrink`]. What is done to an image as a whole comes in [`lives`](live), and
+//! is cut short by [`Record`] and [`strike_everywhere`].
 #![expect(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
@@ -13,6 +14,7 @@
 mod action;
 mod content;
 mod crash;
+mod cut;
 mod differential;
 mod engine;
 mod failure;
@@ -36,6 +38,7 @@ mod tests;
 pub use action::{Action, Program};
 pub use content::{Content, origin_of};
 pub use crash::{Entry, Moment, Overlay, Tape, crash_states};
+pub use cut::{Crash, Record, Strike, damage, strike_everywhere};
 pub use differential::{run_beside_qemu, run_by_qemu, run_in_memory};
 pub use engine::{Engine, Refusal, Subject, Tolerance};
 pub use failure::Failure;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use qcow2_format::header::Version;
 use qcow2_image::amend::AmendOptions;
 use qcow2_image::create::CreateOptions;
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, strike_everywhere};
 use qcow2_image::{Image, ImageOptions};
-use qcow2_io::{Fault, Faulty, Memory, Operation, Storage};
+use qcow2_io::{Faulty, Memory, Storage};
 
 use crate::rig::{Case, Deed, LEN, assert_sound, noise, state};
 
@@ -201,43 +201,42 @@ fn options_of_a_data_file_are_before_or_after_and_its_bytes_stay() {
         let memory = |bytes: &[u8]| Arc::new(Memory::from(bytes.to_vec())) as Arc<dyn Storage>;
         let (before, _) = look(&memory(&start), "before");
 
-        let tape = Tape::new();
-        let storage = tape.record(0, Arc::new(Overlay::new(Arc::new(start.clone()))));
-        let kept = data();
-        let mut image = with_data(&kept).open(storage.clone()).unwrap();
-        image.amend(&change(AmendOptions::new())).unwrap();
-        image.close().unwrap();
-        assert!(kept.to_vec().unwrap() == bytes);
-        let (after, _) = look(&storage, "after");
+        let mut changed = None;
+        let record = Record::of(&start, |storage| {
+            let kept = data();
+            let mut image = with_data(&kept).open(Arc::clone(&storage)).unwrap();
+            image.amend(&change(AmendOptions::new())).unwrap();
+            image.close().unwrap();
+            assert!(kept.to_vec().unwrap() == bytes);
+            changed = Some(storage);
+        });
+        let (after, _) = look(&changed.unwrap(), "after");
         assert_ne!(before.facts, after.facts);
 
-        let mut moment = Moment::new(vec![start.clone()]);
-        for (number, entry) in tape.take().iter().enumerate() {
-            moment.advance(entry);
-            let (storages, loss) = moment.crash(&mut random).unwrap();
-            let (found, how) = look(&storages[0], &format!("crash after {number}, {loss}"));
+        record.crash_everywhere(&mut random, |crash| {
+            let (found, how) = look(&crash.files[0], &crash.how);
             assert!(found == before || found == after, "{how}");
-        }
+        });
 
-        let mut met = 0;
-        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
-            for nth in 1.. {
+        let met = strike_everywhere(
+            |_| 1,
+            |strike| {
                 let storage = Arc::new(Faulty::new(Overlay::new(Arc::new(start.clone()))));
                 let mut image = with_data(&data()).open(storage.clone()).unwrap();
-                storage.add(Fault::on(operation).nth(nth));
+                storage.add(strike.fault());
                 let result = image.amend(&change(AmendOptions::new()));
                 let closed = image.close();
-                if storage.struck() == 0 {
-                    break;
-                }
+                let struck = storage.struck() > 0;
                 storage.clear();
-                assert!(operation == Operation::Read || result.is_err() || closed.is_err());
-                let storage: Arc<dyn Storage> = storage;
-                let (found, how) = look(&storage, &format!("{operation} {nth} fails"));
-                assert!(found == before || found == after, "{how}");
-                met += 1;
-            }
-        }
+                if struck {
+                    strike.assert_told(result.is_err() || closed.is_err(), "amend");
+                    let storage: Arc<dyn Storage> = storage;
+                    let (found, how) = look(&storage, &strike.to_string());
+                    assert!(found == before || found == after, "{how}");
+                }
+                struck
+            },
+        );
         assert!(met > 1, "{met}");
     }
 }

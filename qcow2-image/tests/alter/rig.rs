@@ -3,13 +3,13 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use qcow2_check::{Code, Options, Severity, Verdict, check};
+use qcow2_check::{Options, Verdict, check};
 use qcow2_format::header::Version;
 use qcow2_image::create::CreateOptions;
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, damage, strike_everywhere};
 use qcow2_image::{Image, ImageOptions, SnapshotKey, SnapshotOptions};
 use qcow2_io::codec::Level;
-use qcow2_io::{Fault, Faulty, Memory, Operation, Storage, StorageErrorKind, ZeroFlags};
+use qcow2_io::{Faulty, Memory, Storage, ZeroFlags};
 
 /// Bytes of the disk.
 pub(crate) const LEN: usize = 300 << 10;
@@ -144,20 +144,6 @@ pub(crate) fn state(options: impl Fn() -> ImageOptions, storage: &Arc<dyn Storag
     }
 }
 
-/// What is wrong with an image that was cut short; leaks may be, and what the dirty bit announces.
-fn damage(storage: &dyn Storage, recovered: bool) -> Vec<(Code, u64)> {
-    let report = check(storage, &Options::default());
-    let totals = report.totals.iter().copied();
-    let dirty = !recovered && report.total(Code::FeatureDirty) > 0;
-    let behind = [Code::RefcountLow, Code::RefcountMissing, Code::CopiedWrong];
-    totals
-        .filter(|(code, count)| {
-            let bad = matches!(code.severity(), Severity::Corruption | Severity::Error);
-            *count > 0 && bad && !(dirty && behind.contains(code))
-        })
-        .collect()
-}
-
 /// Asserts that the checker finds nothing, not even a leak.
 pub(crate) fn assert_sound(storage: &dyn Storage) {
     let report = check(storage, &Options::default());
@@ -221,7 +207,7 @@ impl Case {
     fn look(&self, storage: &Arc<dyn Storage>, how: &str) {
         let name = &self.deed.name;
         let options = || self.deed.options();
-        assert_eq!(damage(storage, false), [], "{name}, {how}");
+        assert_eq!(damage(storage, true), [], "{name}, {how}");
         let now = state(options, storage);
         let is_known = now == self.before || now == self.after;
         assert!(is_known, "{name}, {how}: neither before nor after");
@@ -234,7 +220,7 @@ impl Case {
             disk.splice(at..at + 3000, new);
         }
         image.close().unwrap();
-        assert_eq!(damage(storage, true), [], "{name}, {how}, written to");
+        assert_eq!(damage(storage, false), [], "{name}, {how}, written to");
         let later = state(options, storage);
         assert_eq!(later.snapshots, now.snapshots, "{name}, {how}");
         assert!(later.disk == disk, "{name}, {how}");
@@ -252,68 +238,40 @@ impl Case {
         step: usize,
         also: impl Fn(&Arc<dyn Storage>),
     ) {
-        let tape = Tape::new();
-        let base = Arc::new(self.start.clone());
-        let storage = tape.record(0, Arc::new(Overlay::new(base)));
-        let mut image = self.deed.options().open(storage).unwrap();
-        (self.deed.act)(&mut image).unwrap();
-        image.close().unwrap();
-        let mut moment = Moment::new(vec![self.start.clone()]);
-        for (number, entry) in tape.take().iter().enumerate() {
-            moment.advance(entry);
-            if number % step == 0 {
-                let (storages, loss) = moment.crash(random).unwrap();
-                also(&storages[0]);
-                self.look(&storages[0], &format!("crash after {number}, {loss}"));
-            }
-        }
+        let record = Record::of(&self.start, |storage| {
+            let mut image = self.deed.options().open(storage).unwrap();
+            (self.deed.act)(&mut image).unwrap();
+            image.close().unwrap();
+        });
+        record.crash_after(random, step, |crash| {
+            also(&crash.files[0]);
+            self.look(&crash.files[0], &crash.how);
+        });
     }
 
     /// Each `step`th operation of the storage fails once; tells how many did.
-    pub(crate) fn fail_everywhere(&self, step: u64) -> u64 {
-        const FAULTS: [(Operation, StorageErrorKind, bool); 8] = [
-            (Operation::Read, StorageErrorKind::Io, false),
-            (Operation::Write, StorageErrorKind::NoSpace, false),
-            (Operation::Write, StorageErrorKind::Io, true),
-            (Operation::WriteZeroes, StorageErrorKind::Io, false),
-            (Operation::Discard, StorageErrorKind::Io, false),
-            (Operation::Flush, StorageErrorKind::Io, false),
-            (Operation::Len, StorageErrorKind::Io, false),
-            (Operation::SetLen, StorageErrorKind::Io, false),
-        ];
+    pub(crate) fn fail_everywhere(&self, step: usize) -> u64 {
         let base = Arc::new(self.start.clone());
-        let mut met = 0;
-        for (operation, kind, after_effect) in FAULTS {
-            let mut nth = 1;
-            loop {
+        strike_everywhere(
+            |_| step,
+            |strike| {
                 let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
                 let mut image = self.deed.options().open(storage.clone()).unwrap();
-                let fault = Fault::on(operation).nth(nth).kind(kind);
-                storage.add(if after_effect {
-                    fault.after_effect()
-                } else {
-                    fault
-                });
+                storage.add(strike.fault());
                 let result = (self.deed.act)(&mut image);
                 let closed = image.close();
-                let told_as = format!("{result:?} {closed:?}");
-                let struck = storage.struck();
+                let struck = storage.struck() > 0;
                 storage.clear();
-                if result.is_ok() && closed.is_ok() && struck == 0 {
-                    break;
+                let is_done = result.is_ok() && closed.is_ok();
+                let how = format!("{strike}: {result:?} {closed:?}");
+                assert!(struck || is_done, "{}: {how}", self.deed.name);
+                if struck {
+                    strike.assert_told(!is_done, &self.deed.name);
+                    let storage: Arc<dyn Storage> = storage;
+                    self.look(&storage, &how);
                 }
-                let how = format!("{operation} {nth} fails ({kind:?}, {after_effect}): {told_as}");
-                met += 1;
-                let must_tell = matches!(operation, Operation::Write | Operation::Flush);
-                if must_tell {
-                    let told = result.is_err() || closed.is_err();
-                    assert!(told, "{}: {how}: nobody was told", self.deed.name);
-                }
-                let storage: Arc<dyn Storage> = storage;
-                self.look(&storage, &how);
-                nth += step;
-            }
-        }
-        met
+                struck
+            },
+        )
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use qcow2_image::chain::ChainError;
 use qcow2_image::difference::{Changes, Comparison, Differences, ExportOptions, export};
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, damage, strike_everywhere};
 use qcow2_image::{Image, ImageError};
 use qcow2_io::codec::Level;
-use qcow2_io::{Fault, Faulty, Operation, Storage, StorageErrorKind};
+use qcow2_io::{Fault, Faulty, Operation, Storage};
 
-use crate::rig::{Pile, Spec, damage, difference, read};
+use crate::rig::{Pile, Spec, difference, read};
 
 /// What is stored.
 #[derive(Clone, Copy, Debug)]
@@ -154,37 +154,21 @@ fn a_crash_leaves_an_overlay_that_can_be_completed() {
         let mut done = [0, 0];
         for seed in 0..8 {
             let case = Case::new(deed, seed);
-            let tape = Tape::new();
-            let start = read(&case.target.top().file);
-            let file = tape.record(0, Arc::new(Overlay::new(Arc::new(start.clone()))));
-            let image = case.with(&file).open(3, &[2]);
-            case.run(&image).unwrap();
-            image.close().unwrap();
-            let entries = tape.take();
-            let mut moment = Moment::new(vec![start]);
-            for (number, entry) in entries.iter().enumerate() {
-                moment.advance(entry);
-                let (storages, loss) = moment.crash(&mut random).unwrap();
-                let found = case.look(&storages[0], &format!("crash after {number}, {loss}"));
+            let record = Record::of(&read(&case.target.top().file), |file| {
+                let image = case.with(&file).open(3, &[2]);
+                case.run(&image).unwrap();
+                image.close().unwrap();
+            });
+            record.crash_everywhere(&mut random, |crash| {
+                let found = case.look(&crash.files[0], &crash.how);
                 done[usize::from(found)] += 1;
                 states += 1;
-            }
+            });
         }
         assert!(done[0] > 0 && done[1] > 0, "{deed:?}: {done:?}");
     }
     assert!(states > 300, "{states}");
 }
-
-const FAULTS: [(Operation, StorageErrorKind, bool); 8] = [
-    (Operation::Read, StorageErrorKind::Io, false),
-    (Operation::Write, StorageErrorKind::NoSpace, false),
-    (Operation::Write, StorageErrorKind::Io, true),
-    (Operation::WriteZeroes, StorageErrorKind::Io, false),
-    (Operation::Discard, StorageErrorKind::Io, false),
-    (Operation::Flush, StorageErrorKind::Io, false),
-    (Operation::Len, StorageErrorKind::Io, false),
-    (Operation::SetLen, StorageErrorKind::Io, false),
-];
 
 #[test]
 fn a_fault_of_the_target_leaves_an_overlay_that_can_be_completed() {
@@ -193,36 +177,27 @@ fn a_fault_of_the_target_leaves_an_overlay_that_can_be_completed() {
         for seed in 10..14 {
             let case = Case::new(deed, seed);
             let start = Arc::new(read(&case.target.top().file));
-            for (operation, kind, after_effect) in FAULTS {
-                for nth in 1.. {
+            met += strike_everywhere(
+                |_| 1,
+                |strike| {
                     let faulty = Arc::new(Faulty::new(Overlay::new(Arc::clone(&start))));
                     let file: Arc<dyn Storage> = faulty.clone();
                     let image = case.with(&file).open(3, &[2]);
-                    let fault = Fault::on(operation).nth(nth).kind(kind);
-                    faulty.add(if after_effect {
-                        fault.after_effect()
-                    } else {
-                        fault
-                    });
+                    faulty.add(strike.fault());
                     let result = case.run(&image);
                     let closed = image.close();
-                    let struck = faulty.struck();
+                    let struck = faulty.struck() > 0;
                     faulty.clear();
-                    if struck == 0 {
-                        assert!(result.is_ok() && closed.is_ok(), "{}", case.name);
-                        break;
+                    let is_done = result.is_ok() && closed.is_ok();
+                    let how = format!("{strike}: {result:?} {closed:?}");
+                    assert!(struck || is_done, "{}, {how}", case.name);
+                    if struck {
+                        strike.assert_told(!is_done, &case.name);
+                        case.look(&file, &how);
                     }
-                    met += 1;
-                    let how = format!(
-                        "{operation} {nth} fails ({kind:?}, {after_effect}): {result:?} {closed:?}"
-                    );
-                    if matches!(operation, Operation::Write | Operation::Flush) {
-                        let told = result.is_err() || closed.is_err();
-                        assert!(told, "{}, {how}: nobody was told", case.name);
-                    }
-                    case.look(&file, &how);
-                }
-            }
+                    struck
+                },
+            );
         }
     }
     assert!(met > 300, "{met}");

@@ -6,11 +6,11 @@ use qcow2_image::Image;
 use qcow2_image::chain::{BackingFile, ChainError};
 use qcow2_image::commit::CommitOptions;
 use qcow2_image::rebase::RebaseOptions;
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, damage, strike_everywhere};
 use qcow2_io::codec::Level;
 use qcow2_io::{Fault, Faulty, Operation, Storage, StorageErrorKind};
 
-use crate::rig::{Pile, Spec, damage, difference, read};
+use crate::rig::{Pile, Spec, difference, read};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {
@@ -209,31 +209,16 @@ fn a_crash_leaves_the_disk_as_it_was() {
         let mut done = [0, 0];
         for seed in 0..6 {
             let case = Case::new(deed, seed);
-            let tape = Tape::new();
-            let start = case.start();
-            let files: Vec<_> = start
-                .iter()
-                .enumerate()
-                .map(|(number, bytes)| {
-                    tape.record(number, Arc::new(Overlay::new(Arc::new(bytes.clone()))))
-                })
-                .collect();
-            let mut image = case.with(&files).open(2, &[0, 1]);
-            case.run(&mut image).unwrap();
-            image.close().unwrap();
-            let entries = tape.take();
-            let mut moment = Moment::new(start);
-            let step = entries.len().div_ceil(40);
-            for (number, entry) in entries.iter().enumerate() {
-                moment.advance(entry);
-                if !number.is_multiple_of(step) && number + 8 < entries.len() {
-                    continue;
-                }
-                let (storages, loss) = moment.crash(&mut random).unwrap();
-                let found = case.look(&storages, &format!("crash after {number}, {loss}"));
+            let record = Record::of_files(case.start(), |_, files| {
+                let mut image = case.with(files).open(2, &[0, 1]);
+                case.run(&mut image).unwrap();
+                image.close().unwrap();
+            });
+            record.crash_about(40, &mut random, |crash| {
+                let found = case.look(&crash.files, &crash.how);
                 done[usize::from(found)] += 1;
                 states += 1;
-            }
+            });
         }
         if matches!(deed, Deed::Rebase | Deed::RebaseToNone) {
             assert!(done[0] > 0 && done[1] > 0, "{deed:?}: {done:?}");
@@ -242,17 +227,6 @@ fn a_crash_leaves_the_disk_as_it_was() {
     assert!(states > 300, "{states}");
 }
 
-const FAULTS: [(Operation, StorageErrorKind, bool); 8] = [
-    (Operation::Read, StorageErrorKind::Io, false),
-    (Operation::Write, StorageErrorKind::NoSpace, false),
-    (Operation::Write, StorageErrorKind::Io, true),
-    (Operation::WriteZeroes, StorageErrorKind::Io, false),
-    (Operation::Discard, StorageErrorKind::Io, false),
-    (Operation::Flush, StorageErrorKind::Io, false),
-    (Operation::Len, StorageErrorKind::Io, false),
-    (Operation::SetLen, StorageErrorKind::Io, false),
-];
-
 #[test]
 fn a_fault_leaves_the_disk_as_it_was() {
     let mut met = 0;
@@ -260,9 +234,10 @@ fn a_fault_leaves_the_disk_as_it_was() {
         for seed in 10..13 {
             let case = Case::new(deed, seed);
             let start: Vec<_> = case.start().into_iter().map(Arc::new).collect();
-            for (operation, kind, after_effect) in FAULTS {
-                for faulty in 0..start.len() {
-                    for nth in (1..).step_by(if operation == Operation::Read { 3 } else { 1 }) {
+            for number in 0..start.len() {
+                met += strike_everywhere(
+                    |operation| if operation == Operation::Read { 3 } else { 1 },
+                    |strike| {
                         let storages: Vec<_> = start
                             .iter()
                             .map(|bytes| Arc::new(Faulty::new(Overlay::new(Arc::clone(bytes)))))
@@ -272,35 +247,26 @@ fn a_fault_leaves_the_disk_as_it_was() {
                             .map(|one| Arc::clone(one) as Arc<dyn Storage>)
                             .collect();
                         let mut image = case.with(&files).open(2, &[0, 1]);
-                        let fault = Fault::on(operation).nth(nth).kind(kind);
-                        storages[faulty].add(if after_effect {
-                            fault.after_effect()
-                        } else {
-                            fault
-                        });
+                        let faulty = &storages[number];
+                        faulty.add(strike.fault());
                         let result = case.run(&mut image);
-                        let in_work = storages[faulty].struck() > 0;
+                        let in_work = faulty.struck() > 0;
                         let closed = image.close();
-                        let struck = storages[faulty].struck();
-                        storages[faulty].clear();
-                        if result.is_ok() && closed.is_ok() && struck == 0 {
-                            break;
+                        let struck = faulty.struck() > 0;
+                        faulty.clear();
+                        let is_done = result.is_ok() && closed.is_ok();
+                        let how = format!("file {number}, {strike}: {result:?} {closed:?}");
+                        assert!(struck || is_done, "{}, {how}", case.name);
+                        if struck {
+                            // A base is dropped, not closed; nothing of it is at stake then.
+                            if in_work || number + 1 == start.len() {
+                                strike.assert_told(!is_done, &case.name);
+                            }
+                            case.look(&files, &how);
                         }
-                        met += 1;
-                        let how = format!(
-                            "{operation} {nth} of file {faulty} fails ({kind:?}, {after_effect}): {result:?} {closed:?}"
-                        );
-                        // A base is dropped, not closed; nothing of it is at stake then.
-                        let is_top = faulty + 1 == start.len();
-                        if matches!(operation, Operation::Write | Operation::Flush)
-                            && (in_work || is_top)
-                        {
-                            let told = result.is_err() || closed.is_err();
-                            assert!(told, "{}, {how}: nobody was told", case.name);
-                        }
-                        case.look(&files, &how);
-                    }
-                }
+                        struck
+                    },
+                );
             }
         }
     }

@@ -17,7 +17,7 @@ use qcow2_io::cipher::Secret;
 use qcow2_io::codec::Level;
 use qcow2_io::{FileOptions, Memory, Storage, ZeroFlags};
 
-use crate::rig::{content, damage, difference, read};
+use crate::rig::{content, difference, flaws, read};
 
 const SIZE: u64 = 1 << 20;
 
@@ -112,10 +112,7 @@ fn encrypted_layers_keep_their_keys() {
         .unwrap();
     assert_eq!(difference(&read(&new), &view), None);
     for name in ["base", "top", "new"] {
-        assert_eq!(
-            damage(&Memory::from(fs::read(path(name)).unwrap()), false),
-            []
-        );
+        assert_eq!(flaws(&Memory::from(fs::read(path(name)).unwrap())), []);
     }
     // Nothing of it lies there in clear text.
     let sector = &view[1024..1536];
@@ -161,8 +158,8 @@ fn data_files_go_along() {
     assert_eq!(difference(&read(&image), &view), None);
     image.close().unwrap();
     drop(base);
-    assert_eq!(damage(&file, false), []);
-    assert_eq!(damage(&base_file, false), []);
+    assert_eq!(flaws(&file), []);
+    assert_eq!(flaws(&base_file), []);
 }
 
 #[test]
@@ -197,7 +194,7 @@ fn snapshots_survive_a_commit() {
     image.delete_snapshot(&SnapshotKey::any("two")).unwrap();
     assert_eq!(read(&image)[99..101], [4, 1]);
     image.close().unwrap();
-    assert_eq!(damage(&file, false), []);
+    assert_eq!(flaws(&file), []);
 }
 
 #[test]
@@ -228,7 +225,7 @@ fn bitmaps_of_the_base_note_what_comes_down() {
     image.close().unwrap();
     drop(base);
     for (file, name) in [(base_file, &b"since"[..]), (file, b"own")] {
-        assert_eq!(damage(&file, false), []);
+        assert_eq!(flaws(&file), []);
         let image = Image::options().read_only(true).no_backing();
         let image = image.open(file).unwrap();
         assert_eq!(image.bitmaps().unwrap()[0].state, BitmapState::Consistent);

@@ -12,7 +12,7 @@ use qcow2_image::{Image, ImageOptions, Monitor, SnapshotKey, SnapshotOptions};
 use qcow2_io::codec::Level;
 use qcow2_io::{Memory, Storage, ZeroFlags};
 
-use crate::rig::{Pile, Spec, damage, difference, read};
+use crate::rig::{Pile, Spec, difference, flaws, read};
 
 /// Where the top of a pile may go to.
 fn new_backing(random: &mut Random, pile: &Pile) -> (Pile, usize) {
@@ -77,7 +77,7 @@ fn a_rebase_keeps_the_disk() {
             );
             assert_eq!(image.chain().layers().len(), new_count + 1);
             image.close().unwrap();
-            assert_eq!(damage(&*top.file, false), [], "{name}");
+            assert_eq!(flaws(&*top.file), [], "{name}");
             pile = new;
             pile.layers.truncate(new_count);
             pile.layers.push(top);
@@ -133,11 +133,11 @@ fn a_commit_brings_the_disk_down_and_keeps_it() {
         }
         drop(above);
         image.close().unwrap();
-        assert_eq!(damage(&*top.file, false), [], "{name}");
+        assert_eq!(flaws(&*top.file), [], "{name}");
         let below = if base.spec.raw {
             read(&base.file)
         } else {
-            assert_eq!(damage(&*base.file, false), [], "{name}");
+            assert_eq!(flaws(&*base.file), [], "{name}");
             read(&pile.open(count - depth, &[]))
         };
         assert_eq!(difference(&below, &wanted), None, "{name}, base");
@@ -237,7 +237,7 @@ fn differences_are_where_contents_differ() {
             };
             export(&new_chain, changes, &target, &options).unwrap();
             target.close().unwrap();
-            assert_eq!(damage(&backup, false), []);
+            assert_eq!(flaws(&backup), []);
             let below = Arc::new(other.open(other_count, &[]));
             let image = Image::options().backing_image(below).open(backup).unwrap();
             assert_eq!(

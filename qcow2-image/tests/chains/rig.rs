@@ -234,20 +234,14 @@ pub(crate) fn difference(one: &[u8], two: &[u8]) -> Option<(usize, usize, usize)
     }
 }
 
-/// What is wrong with an image; leaks count unless they may be.
-pub(crate) fn damage(storage: &dyn Storage, leaks: bool) -> Vec<(Code, u64)> {
+/// What is wrong with an image that was closed; leaks count.
+pub(crate) fn flaws(storage: &dyn Storage) -> Vec<(Code, u64)> {
     let report = check(storage, &Options::default());
-    let dirty = leaks && report.total(Code::FeatureDirty) > 0;
-    let behind = [Code::RefcountLow, Code::RefcountMissing, Code::CopiedWrong];
     let totals = report.totals.iter().copied();
     totals
         .filter(|(code, count)| {
-            let bad = match code.severity() {
-                Severity::Corruption | Severity::Error => !(dirty && behind.contains(code)),
-                Severity::Leak => !leaks,
-                _ => false,
-            };
-            *count > 0 && bad
+            use Severity::{Corruption, Error, Leak};
+            *count > 0 && matches!(code.severity(), Corruption | Error | Leak)
         })
         .collect()
 }

@@ -3,14 +3,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use qcow2_check::{Options, Severity, check};
 use qcow2_image::compact::CompactOptions;
 use qcow2_image::copy::{Checkpoint, CopyOptions, copy};
 use qcow2_image::create::CreateOptions;
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, Tape, damage, strike_everywhere};
 use qcow2_image::{BitmapOptions, Image, Monitor, SnapshotKey, SnapshotOptions};
 use qcow2_io::codec::{Codec, Level};
-use qcow2_io::{Fault, Faulty, Memory, Operation, Storage, StorageErrorKind, ZeroFlags};
+use qcow2_io::{Faulty, Memory, Operation, Storage, ZeroFlags};
 
 use crate::rig::{assert_reads, content, create, memory, open, options};
 
@@ -27,12 +26,12 @@ struct Case {
 }
 
 /// Keeps checkpoints, each with the events on the tape by then.
-struct Watcher {
-    tape: Arc<Tape>,
+struct Watcher<'a> {
+    tape: &'a Tape,
     told: Mutex<Vec<(usize, Checkpoint)>>,
 }
 
-impl Monitor for Watcher {
+impl Monitor for Watcher<'_> {
     fn checkpoint(&self, checkpoint: &Checkpoint) {
         let told = (self.tape.position(), *checkpoint);
         self.told.lock().unwrap().push(told);
@@ -91,7 +90,7 @@ impl Case {
     /// The target must be sound, and the copy is made complete.
     fn look(&self, file: &Arc<dyn Storage>, from: Option<Checkpoint>, how: &str) {
         let name = &self.name;
-        assert_eq!(damage(file), [], "{name}, {how}");
+        assert_eq!(damage(file, false), [], "{name}, {how}");
         let image = self.open(file);
         let source = memory(&self.bytes);
         if let Some(from) = from {
@@ -108,7 +107,7 @@ impl Case {
             .unwrap_or_else(|error| panic!("{name}, {how}, again: {error:?}"));
         assert_reads(&image, &self.bytes, &format!("{name}, {how}"));
         image.close().unwrap();
-        assert_eq!(damage(file), [], "{name}, {how}, again");
+        assert_eq!(damage(file, false), [], "{name}, {how}, again");
         assert_reads(
             &self.open(file),
             &self.bytes,
@@ -117,77 +116,35 @@ impl Case {
     }
 }
 
-/// What is wrong with an image; leaks may be.
-fn damage(storage: &dyn Storage) -> Vec<(qcow2_check::Code, u64)> {
-    let report = check(storage, &Options::default());
-    let totals = report.totals.iter().copied();
-    totals
-        .filter(|(code, count)| {
-            let bad = matches!(code.severity(), Severity::Corruption | Severity::Error);
-            *count > 0 && bad
-        })
-        .collect()
-}
-
 #[test]
 fn after_a_crash_the_copy_is_taken_up_from_its_last_checkpoint() {
     let mut random = Random::new(92);
     let (mut fresh, mut resumed) = (0, 0);
     for case in cases() {
-        let tape = Tape::new();
-        let base = Arc::new(case.start.clone());
-        let file = tape.record(0, Arc::new(Overlay::new(base)));
-        let image = case.open(&file);
-        let watcher = Watcher {
-            tape: Arc::clone(&tape),
-            told: Mutex::default(),
-        };
-        let source = memory(&case.bytes);
-        copy(&source, &image, &case.copying.monitor(&watcher)).unwrap();
-        image.close().unwrap();
-        let told = watcher.told.into_inner().unwrap();
-        let entries = tape.take();
-        let mut moment = Moment::new(vec![case.start.clone()]);
-        let step = entries.len().div_ceil(60);
-        for (number, entry) in entries.iter().enumerate() {
-            moment.advance(entry);
-            if !number.is_multiple_of(step) {
-                continue;
-            }
-            let (storages, loss) = moment.crash(&mut random).unwrap();
-            let before = told.iter().rfind(|(position, _)| *position <= number + 1);
+        let mut told = Vec::new();
+        let record = Record::of_files(vec![case.start.clone()], |tape, files| {
+            let image = case.open(&files[0]);
+            let watcher = Watcher {
+                tape,
+                told: Mutex::default(),
+            };
+            let source = memory(&case.bytes);
+            copy(&source, &image, &case.copying.monitor(&watcher)).unwrap();
+            image.close().unwrap();
+            told = watcher.told.into_inner().unwrap();
+        });
+        record.crash_about(60, &mut random, |crash| {
+            let before = told.iter().rfind(|(position, _)| *position <= crash.events);
             let from = before.map(|(_, checkpoint)| *checkpoint);
             *(if from.is_some() {
                 &mut resumed
             } else {
                 &mut fresh
             }) += 1;
-            case.look(&storages[0], from, &format!("crash after {number}, {loss}"));
-        }
+            case.look(&crash.files[0], from, &crash.how);
+        });
     }
     assert!(fresh > 50 && resumed > 50, "{fresh} {resumed}");
-}
-
-const FAULTS: [(Operation, StorageErrorKind, bool); 9] = [
-    (Operation::Read, StorageErrorKind::Io, false),
-    (Operation::Write, StorageErrorKind::NoSpace, false),
-    (Operation::Write, StorageErrorKind::Io, true),
-    (Operation::WriteZeroes, StorageErrorKind::Io, false),
-    (Operation::Discard, StorageErrorKind::Io, false),
-    (Operation::Flush, StorageErrorKind::Io, false),
-    (Operation::Len, StorageErrorKind::Io, false),
-    (Operation::SetLen, StorageErrorKind::Io, false),
-    (Operation::Extents, StorageErrorKind::Io, false),
-];
-
-fn added(faulty: &Faulty<impl Storage>, nth: u64, fault: (Operation, StorageErrorKind, bool)) {
-    let (operation, kind, after_effect) = fault;
-    let fault = Fault::on(operation).nth(nth).kind(kind);
-    faulty.add(if after_effect {
-        fault.after_effect()
-    } else {
-        fault
-    });
 }
 
 #[test]
@@ -195,35 +152,35 @@ fn a_fault_of_either_side_is_told_and_the_copy_can_be_made_again() {
     let mut met = [0, 0];
     for case in cases() {
         let base = Arc::new(case.start.clone());
-        for fault in FAULTS {
-            for side in [0, 1] {
-                for nth in 1.. {
+        for side in [0, 1] {
+            met[side] += strike_everywhere(
+                |_| 1,
+                |strike| {
                     let target = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
                     let file: Arc<dyn Storage> = target.clone();
                     let source = Faulty::new(memory(&case.bytes));
                     let image = case.open(&file);
                     if side == 0 {
-                        added(&source, nth, fault);
+                        source.add(strike.fault());
                     } else {
-                        added(&target, nth, fault);
+                        target.add(strike.fault());
                     }
                     let result = copy(&source, &image, &case.copying).map(drop);
                     let closed = image.close();
-                    let struck = source.struck() + target.struck();
+                    let struck = source.struck() + target.struck() > 0;
                     target.clear();
-                    if struck == 0 {
-                        assert!(result.is_ok() && closed.is_ok(), "{}", case.name);
-                        break;
+                    let is_done = result.is_ok() && closed.is_ok();
+                    let how = format!("side {side}, {strike}: {result:?} {closed:?}");
+                    assert!(struck || is_done, "{}, {how}", case.name);
+                    if struck {
+                        strike.assert_told(!is_done, &case.name);
+                        let must_tell = side == 0 && strike.operation == Operation::Read;
+                        assert!(!is_done || !must_tell, "{}, {how}", case.name);
+                        case.look(&file, None, &how);
                     }
-                    met[side] += 1;
-                    let how = format!("side {side}, {fault:?} {nth}: {result:?} {closed:?}");
-                    let must_tell = matches!(fault.0, Operation::Write | Operation::Flush)
-                        || (side == 0 && fault.0 == Operation::Read);
-                    let told = result.is_err() || closed.is_err();
-                    assert!(told || !must_tell, "{}, {how}: nobody was told", case.name);
-                    case.look(&file, None, &how);
-                }
-            }
+                    struck
+                },
+            );
         }
     }
     assert!(met[0] > 50 && met[1] > 300, "{met:?}");
@@ -262,7 +219,7 @@ fn look_at_compacted(file: &Arc<dyn Storage>, disk: &[u8], how: &str) -> bool {
     if magic != *b"QFI\xfb" {
         return false;
     }
-    assert_eq!(damage(file), [], "{how}");
+    assert_eq!(damage(file, false), [], "{how}");
     let image = options().open(Arc::clone(file)).unwrap();
     assert_reads(&image, disk, how);
     assert_eq!(image.snapshots().unwrap().len(), 1, "{how}");
@@ -276,39 +233,33 @@ fn a_compacted_copy_that_is_cut_short_is_none_or_a_whole_one() {
     let (file, disk) = scattered();
     let before = file.to_vec().unwrap();
     let compacting = CompactOptions::new();
-    let tape = Tape::new();
-    let target = tape.record(0, Arc::new(Overlay::new(Arc::new(Vec::new()))));
-    open(&file)
-        .compact_into(target, options(), &compacting)
-        .unwrap();
-    let entries = tape.take();
-    let mut random = Random::new(94);
-    let mut moment = Moment::new(vec![Vec::new()]);
+    let record = Record::of(&[], |target| {
+        open(&file)
+            .compact_into(target, options(), &compacting)
+            .unwrap();
+    });
     let mut found = [0, 0];
-    for (number, entry) in entries.iter().enumerate() {
-        moment.advance(entry);
-        let (storages, loss) = moment.crash(&mut random).unwrap();
-        let how = format!("crash after {number}, {loss}");
-        found[usize::from(look_at_compacted(&storages[0], &disk, &how))] += 1;
-    }
+    record.crash_everywhere(&mut Random::new(94), |crash| {
+        let is_whole = look_at_compacted(&crash.files[0], &disk, &crash.how);
+        found[usize::from(is_whole)] += 1;
+    });
     assert!(found[0] > 0 && found[1] > 0, "{found:?}");
-    for fault in FAULTS {
-        for nth in 1.. {
+    strike_everywhere(
+        |_| 1,
+        |strike| {
             let target = Arc::new(Faulty::new(Overlay::new(Arc::new(Vec::new()))));
-            added(&target, nth, fault);
+            target.add(strike.fault());
             let done = open(&file).compact_into(target.clone(), options(), &compacting);
-            let struck = target.struck();
+            let struck = target.struck() > 0;
             target.clear();
-            if struck == 0 {
-                done.unwrap();
-                break;
+            assert!(struck || done.is_ok(), "{strike}: {done:?}");
+            if struck {
+                strike.assert_told(done.is_err(), "a compacted copy");
+                let storage: Arc<dyn Storage> = target;
+                look_at_compacted(&storage, &disk, &format!("{strike}: {done:?}"));
             }
-            let how = format!("{fault:?} {nth}: {done:?}");
-            let must_tell = matches!(fault.0, Operation::Write | Operation::Flush);
-            assert!(done.is_err() || !must_tell, "{how}: nobody was told");
-            let storage: Arc<dyn Storage> = target;
-            look_at_compacted(&storage, &disk, &how);
-        }
-    }
+            struck
+        },
+    );
     assert!(file.to_vec().unwrap() == before, "the source has changed");
 }

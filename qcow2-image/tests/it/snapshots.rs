@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use qcow2_check::{Code, Options, Severity, check};
+use qcow2_check::Code;
 use qcow2_format::header::Version;
 use qcow2_image::create::CreateOptions;
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, damage, strike_everywhere};
 use qcow2_image::{Image, ImageError, SnapshotKey, SnapshotOptions};
 use qcow2_io::codec::Level;
-use qcow2_io::{Fault, Faulty, Operation, Storage, StorageErrorKind};
+use qcow2_io::{Faulty, Storage};
 
 const LEN: usize = 300 << 10;
 /// Bytes of a machine's state.
@@ -153,20 +153,6 @@ fn state(storage: &Arc<dyn Storage>) -> State {
     }
 }
 
-/// What is wrong with an image that was cut short; leaks may be, and what the dirty bit announces.
-fn damage(storage: &dyn Storage, recovered: bool) -> Vec<(Code, u64)> {
-    let report = check(storage, &Options::default());
-    let totals = report.totals.iter().copied();
-    let dirty = !recovered && report.total(Code::FeatureDirty) > 0;
-    let behind = [Code::RefcountLow, Code::RefcountMissing, Code::CopiedWrong];
-    totals
-        .filter(|(code, count)| {
-            let bad = matches!(code.severity(), Severity::Corruption | Severity::Error);
-            *count > 0 && bad && !(dirty && behind.contains(code))
-        })
-        .collect()
-}
-
 /// Images before and after a deed.
 struct Case {
     name: String,
@@ -186,7 +172,7 @@ impl Case {
         let old = image.header().version == Version::V2;
         do_it(deed, &image).unwrap();
         image.close().unwrap();
-        assert_eq!(damage(&storage, true), []);
+        assert_eq!(damage(&storage, false), []);
         let after = state(&storage);
         if matches!(deed, Deed::WriteState) {
             // Nobody has taken it over.
@@ -206,7 +192,7 @@ impl Case {
     /// The image must be before or after the deed, and take writes.
     fn look(&self, storage: &Arc<dyn Storage>, how: &str) {
         let name = &self.name;
-        let mut found = damage(storage, false);
+        let mut found = damage(storage, true);
         if self.old {
             // Without a dirty bit nothing announces flags that are clear.
             found.retain(|(code, _)| *code != Code::CopiedWrong);
@@ -224,7 +210,7 @@ impl Case {
             disk.splice(at..at + 3000, new);
         }
         image.close().unwrap();
-        let mut found = damage(storage, true);
+        let mut found = damage(storage, false);
         if self.old {
             found.retain(|(code, _)| *code != Code::CopiedWrong);
         }
@@ -245,20 +231,15 @@ fn a_crash_leaves_the_image_before_or_after_the_deed() {
     for recipe in recipes() {
         for deed in DEEDS {
             let case = Case::new(&recipe, deed);
-            let tape = Tape::new();
-            let base = Arc::new(case.start.clone());
-            let storage = tape.record(0, Arc::new(Overlay::new(base)));
-            let image = Image::options().open(storage).unwrap();
-            do_it(deed, &image).unwrap();
-            image.close().unwrap();
-            let entries = tape.take();
-            let mut moment = Moment::new(vec![case.start.clone()]);
-            for (number, entry) in entries.iter().enumerate() {
-                moment.advance(entry);
-                for _ in 0..2 {
-                    let (storages, loss) = moment.crash(&mut random).unwrap();
-                    case.look(&storages[0], &format!("crash after {number}, {loss}"));
-                }
+            let record = Record::of(&case.start, |storage| {
+                let image = Image::options().open(storage).unwrap();
+                do_it(deed, &image).unwrap();
+                image.close().unwrap();
+            });
+            for _ in 0..2 {
+                record.crash_everywhere(&mut random, |crash| {
+                    case.look(&crash.files[0], &crash.how);
+                });
             }
         }
     }
@@ -266,51 +247,32 @@ fn a_crash_leaves_the_image_before_or_after_the_deed() {
 
 #[test]
 fn a_fault_leaves_the_image_before_or_after_the_deed() {
-    const FAULTS: [(Operation, StorageErrorKind, bool); 8] = [
-        (Operation::Read, StorageErrorKind::Io, false),
-        (Operation::Write, StorageErrorKind::NoSpace, false),
-        (Operation::Write, StorageErrorKind::Io, true),
-        (Operation::WriteZeroes, StorageErrorKind::Io, false),
-        (Operation::Discard, StorageErrorKind::Io, false),
-        (Operation::Flush, StorageErrorKind::Io, false),
-        (Operation::Len, StorageErrorKind::Io, false),
-        (Operation::SetLen, StorageErrorKind::Io, false),
-    ];
     let mut met = 0;
     for recipe in recipes() {
         for deed in DEEDS {
             let case = Case::new(&recipe, deed);
             let base = Arc::new(case.start.clone());
-            for (operation, kind, after_effect) in FAULTS {
-                for nth in 1.. {
+            met += strike_everywhere(
+                |_| 1,
+                |strike| {
                     let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
                     let image = Image::options().open(storage.clone()).unwrap();
-                    let fault = Fault::on(operation).nth(nth).kind(kind);
-                    storage.add(if after_effect {
-                        fault.after_effect()
-                    } else {
-                        fault
-                    });
+                    storage.add(strike.fault());
                     let result = do_it(deed, &image);
                     let closed = image.close();
-                    let told_as = format!("{result:?} {closed:?}");
-                    let struck = storage.struck();
+                    let struck = storage.struck() > 0;
                     storage.clear();
-                    let how =
-                        format!("{operation} {nth} fails ({kind:?}, {after_effect}): {told_as}");
-                    if result.is_ok() && closed.is_ok() && struck == 0 {
-                        break;
+                    let is_done = result.is_ok() && closed.is_ok();
+                    let how = format!("{strike}: {result:?} {closed:?}");
+                    assert!(struck || is_done, "{}: {how}", case.name);
+                    if struck {
+                        strike.assert_told(!is_done, &case.name);
+                        let storage: Arc<dyn Storage> = storage;
+                        case.look(&storage, &how);
                     }
-                    met += 1;
-                    let must_tell = matches!(operation, Operation::Write | Operation::Flush);
-                    if must_tell {
-                        let told = result.is_err() || closed.is_err();
-                        assert!(told, "{}: {how}: nobody was told", case.name);
-                    }
-                    let storage: Arc<dyn Storage> = storage;
-                    case.look(&storage, &how);
-                }
-            }
+                    struck
+                },
+            );
         }
     }
     assert!(met > 300, "{met}");

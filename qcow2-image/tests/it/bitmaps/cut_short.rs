@@ -1,16 +1,17 @@
+//! What is done to bitmaps, cut short: by a crash at any moment, and by any single fault.
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qcow2_check::{Code, Options, Severity, check};
 use qcow2_image::copy::copy_bitmaps;
 use qcow2_image::create::CreateOptions;
-use qcow2_image::testing::{Moment, Overlay, Random, Tape};
+use qcow2_image::testing::{Overlay, Random, Record, damage, strike_everywhere};
 use qcow2_image::{
     BitmapOptions, BitmapRecovery, BitmapState, Image, ImageError, ImageOptions, ResizeOptions,
     SnapshotKey, SnapshotOptions,
 };
-use qcow2_io::{Fault, Faulty, Memory, Operation, Storage, StorageErrorKind, ZeroFlags};
+use qcow2_io::{Faulty, Memory, Storage};
 
 use super::model::{Model, extents};
 
@@ -21,7 +22,7 @@ pub(super) type Way = fn() -> ImageOptions;
 
 /// What is done to an image with the bitmaps `on`, `off`, `coarse` and `stale`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deed {
+pub(super) enum Deed {
     Create,
     Remove,
     RemoveAll,
@@ -108,7 +109,7 @@ fn another() -> Image {
     image
 }
 
-fn recipes() -> [CreateOptions; 3] {
+pub(super) fn recipes() -> [CreateOptions; 3] {
     let new = || CreateOptions::new(LEN);
     [
         new().cluster_size(512),
@@ -131,7 +132,7 @@ struct State {
     bitmaps: Vec<Seen>,
 }
 
-fn prepare(recipe: &CreateOptions, deed: Deed) -> Vec<u8> {
+pub(super) fn prepare(recipe: &CreateOptions, deed: Deed) -> Vec<u8> {
     let memory = Arc::new(Memory::new());
     Image::create(&memory, recipe).unwrap();
     let image = Image::options().open(memory.clone()).unwrap();
@@ -211,21 +212,7 @@ fn state(image: &Image, except: Option<&str>) -> State {
     }
 }
 
-/// What is wrong with an image that was cut short; leaks may be, and what the dirty bit announces.
-fn damage(storage: &dyn Storage) -> Vec<(Code, u64)> {
-    let report = check(storage, &Options::default());
-    let dirty = report.total(Code::FeatureDirty) > 0;
-    let behind = [Code::RefcountLow, Code::RefcountMissing, Code::CopiedWrong];
-    let totals = report.totals.iter().copied();
-    totals
-        .filter(|(code, count)| {
-            let bad = matches!(code.severity(), Severity::Corruption | Severity::Error);
-            *count > 0 && bad && !(dirty && behind.contains(code))
-        })
-        .collect()
-}
-
-fn open(storage: &Arc<dyn Storage>) -> Image {
+pub(super) fn open(storage: &Arc<dyn Storage>) -> Image {
     Image::options().open(Arc::clone(storage)).unwrap()
 }
 
@@ -247,7 +234,7 @@ impl Case {
         let image = way().open(Arc::clone(&storage)).unwrap();
         do_it(deed, &image).unwrap();
         image.close().unwrap();
-        assert_eq!(damage(&storage), []);
+        assert_eq!(damage(&storage, true), []);
         let after = state(&open(&storage), None);
         if deed == Deed::RecoverStored {
             assert_eq!(before, after);
@@ -298,7 +285,7 @@ impl Case {
 
     fn look(&self, storage: &Arc<dyn Storage>, how: &str) {
         let name = &self.name;
-        assert_eq!(damage(storage), [], "{name}, {how}");
+        assert_eq!(damage(storage, true), [], "{name}, {how}");
         let except = (self.deed == Deed::RecoverAll).then_some("stale");
         let image = open(storage);
         let mut now = state(&image, except);
@@ -326,7 +313,7 @@ impl Case {
         // And it goes on.
         image.write_at(&[9; 3000], 300_000).unwrap();
         image.close().unwrap();
-        assert_eq!(damage(storage), [], "{name}, {how}, written to");
+        assert_eq!(damage(storage, true), [], "{name}, {how}, written to");
         for seen in &mut now.bitmaps {
             let mut model = Model::new(512, now.size);
             if seen.auto {
@@ -360,19 +347,12 @@ pub(super) fn crash_deeds(way: Way) {
     for recipe in recipes() {
         for deed in DEEDS {
             let case = Case::new(&recipe, deed, way);
-            let tape = Tape::new();
-            let base = Arc::new(case.start.clone());
-            let storage = tape.record(0, Arc::new(Overlay::new(base)));
-            let image = way().open(storage).unwrap();
-            do_it(deed, &image).unwrap();
-            image.close().unwrap();
-            let entries = tape.take();
-            let mut moment = Moment::new(vec![case.start.clone()]);
-            for (number, entry) in entries.iter().enumerate() {
-                moment.advance(entry);
-                let (storages, loss) = moment.crash(&mut random).unwrap();
-                case.look(&storages[0], &format!("crash after {number}, {loss}"));
-            }
+            let record = Record::of(&case.start, |storage| {
+                let image = way().open(storage).unwrap();
+                do_it(deed, &image).unwrap();
+                image.close().unwrap();
+            });
+            record.crash_everywhere(&mut random, |crash| case.look(&crash.files[0], &crash.how));
         }
     }
 }
@@ -383,228 +363,33 @@ fn a_fault_leaves_the_bitmaps_before_or_after_the_deed() {
 }
 
 pub(super) fn fail_deeds(way: Way) {
-    const FAULTS: [(Operation, StorageErrorKind, bool); 6] = [
-        (Operation::Read, StorageErrorKind::Io, false),
-        (Operation::Write, StorageErrorKind::NoSpace, false),
-        (Operation::Write, StorageErrorKind::Io, true),
-        (Operation::Flush, StorageErrorKind::Io, false),
-        (Operation::Len, StorageErrorKind::Io, false),
-        (Operation::Extents, StorageErrorKind::Io, false),
-    ];
     let mut met = 0;
     for recipe in recipes() {
         for deed in DEEDS {
             let case = Case::new(&recipe, deed, way);
             let base = Arc::new(case.start.clone());
-            for (operation, kind, after_effect) in FAULTS {
-                for nth in 1.. {
+            met += strike_everywhere(
+                |_| 1,
+                |strike| {
                     let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
                     let image = way().open(storage.clone()).unwrap();
-                    let fault = Fault::on(operation).nth(nth).kind(kind);
-                    storage.add(if after_effect {
-                        fault.after_effect()
-                    } else {
-                        fault
-                    });
+                    storage.add(strike.fault());
                     let result = do_it(deed, &image);
                     let closed = image.close();
-                    let told_as = format!("{result:?} {closed:?}");
-                    let struck = storage.struck();
+                    let struck = storage.struck() > 0;
                     storage.clear();
-                    let how =
-                        format!("{operation} {nth} fails ({kind:?}, {after_effect}): {told_as}");
-                    if struck == 0 {
-                        assert!(result.is_ok() && closed.is_ok(), "{}: {how}", case.name);
-                        break;
+                    let is_done = result.is_ok() && closed.is_ok();
+                    let how = format!("{strike}: {result:?} {closed:?}");
+                    assert!(struck || is_done, "{}: {how}", case.name);
+                    if struck {
+                        strike.assert_told(!is_done, &case.name);
+                        let storage: Arc<dyn Storage> = storage;
+                        case.look(&storage, &how);
                     }
-                    met += 1;
-                    if matches!(operation, Operation::Write | Operation::Flush) {
-                        let told = result.is_err() || closed.is_err();
-                        assert!(told, "{}: {how}: nobody was told", case.name);
-                    }
-                    let storage: Arc<dyn Storage> = storage;
-                    case.look(&storage, &how);
-                }
-            }
+                    struck
+                },
+            );
         }
     }
     assert!(met > 500, "{met}");
-}
-
-fn options(random: &mut Random) -> ImageOptions {
-    match random.below(2) {
-        0 => Image::options().bitmap_interval(Duration::ZERO),
-        _ => Image::options(),
-    }
-}
-
-fn content(image: &Image) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(image.virtual_size()).unwrap()];
-    image.read_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-/// Requests of a guest.
-fn play(image: &Image, random: &mut Random) {
-    for number in 0..14 {
-        let start = random.below(LEN);
-        let len = 1 + random.below((LEN - start).min(60_000));
-        let byte = u8::try_from(number + 10).unwrap();
-        let bytes = vec![byte; usize::try_from(len).unwrap()];
-        match random.below(7) {
-            0..3 => image.write_at(&bytes, start).unwrap(),
-            3 => image
-                .write_zeroes(start..start + len, ZeroFlags::MAY_UNMAP)
-                .unwrap(),
-            4 => image.discard(start..start + len).unwrap(),
-            _ => image.flush().unwrap(),
-        }
-    }
-}
-
-#[test]
-fn whatever_a_crash_leaves_no_change_is_missing() {
-    let partly = crash_guests(options);
-    assert!(partly > 100, "{partly}");
-}
-
-/// Tells how often a bitmap was left that says something.
-pub(super) fn crash_guests(options: impl Fn(&mut Random) -> ImageOptions) -> u32 {
-    let mut random = Random::new(79);
-    let mut partly = 0;
-    for (recipe, round) in recipes().iter().zip(0..).cycle().take(9) {
-        let start = prepare(recipe, Deed::Create);
-        let cleared = Arc::new(Memory::from(start));
-        let image = Image::options().open(cleared.clone()).unwrap();
-        for name in [b"on".as_slice(), b"coarse"] {
-            image.clear_bitmap(name).unwrap();
-        }
-        let old = content(&image);
-        image.close().unwrap();
-        let start = cleared.to_vec().unwrap();
-        let tape = Tape::new();
-        let storage = tape.record(0, Arc::new(Overlay::new(Arc::new(start.clone()))));
-        let image = options(&mut random).open(storage).unwrap();
-        play(&image, &mut random);
-        image.close().unwrap();
-        let entries = tape.take();
-        let mut moment = Moment::new(vec![start]);
-        for (number, entry) in entries.iter().enumerate() {
-            moment.advance(entry);
-            let (storages, loss) = moment.crash(&mut random).unwrap();
-            let how = format!("{round}: crash after {number}, {loss}");
-            let mut image = open(&storages[0]);
-            if random.one_in(3) {
-                // Nobody recovers it at first, and the guest goes on.
-                play(&image, &mut random);
-                image.close().unwrap();
-                image = open(&storages[0]);
-            }
-            let now = content(&image);
-            for (name, granularity) in [("on", 512), ("coarse", 4096)] {
-                let mut model = Model::new(granularity, LEN);
-                for (start, (old, now)) in
-                    (0..).step_by(512).zip(old.chunks(512).zip(now.chunks(512)))
-                {
-                    if old != now {
-                        model.set(start..start + 512);
-                    }
-                }
-                let info = image.bitmaps().unwrap();
-                let info = info.iter().find(|info| info.name == name.as_bytes());
-                if info.unwrap().state == BitmapState::Inconsistent {
-                    image
-                        .recover_bitmap(name.as_bytes(), BitmapRecovery::AsStored)
-                        .unwrap();
-                }
-                let found = extents(&image, name);
-                assert!(model.is_within(&found), "{name}, {how}");
-                let sum: u64 = found.iter().map(|range| range.end - range.start).sum();
-                partly += u32::from(sum > 0 && sum < LEN);
-            }
-            image.close().unwrap();
-            assert_eq!(damage(&storages[0]), [], "{how}");
-        }
-    }
-    partly
-}
-
-/// Requests of a guest that goes on when one fails.
-fn play_on(image: &Image, random: &mut Random) {
-    for number in 0..8 {
-        let start = random.below(LEN);
-        let len = 1 + random.below((LEN - start).min(60_000));
-        let bytes = vec![number + 10; usize::try_from(len).unwrap()];
-        let _ = match random.below(6) {
-            0..3 => image.write_at(&bytes, start),
-            3 => image.write_zeroes(start..start + len, ZeroFlags::MAY_UNMAP),
-            4 => image.discard(start..start + len),
-            _ => image.flush(),
-        };
-    }
-}
-
-#[test]
-fn whatever_fails_no_change_is_missing() {
-    let (consistent, inconsistent) =
-        fail_guests(|| Image::options().bitmap_interval(Duration::ZERO));
-    assert!(
-        consistent > 20 && inconsistent > 20,
-        "{consistent} {inconsistent}"
-    );
-}
-
-/// Tells how often the bitmap was consistent afterwards, and how often not.
-pub(super) fn fail_guests(way: Way) -> (u32, u32) {
-    let mut consistent = 0;
-    let mut inconsistent = 0;
-    for (recipe, seed) in recipes().iter().zip(900..) {
-        let start = prepare(recipe, Deed::Create);
-        let cleared = Arc::new(Memory::from(start));
-        let image = Image::options().open(cleared.clone()).unwrap();
-        image.clear_bitmap(b"on").unwrap();
-        let old = content(&image);
-        image.close().unwrap();
-        let base = Arc::new(cleared.to_vec().unwrap());
-        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
-            for nth in 1.. {
-                let storage = Arc::new(Faulty::new(Overlay::new(Arc::clone(&base))));
-                let image = way().open(storage.clone()).unwrap();
-                storage.add(Fault::on(operation).nth(nth));
-                play_on(&image, &mut Random::new(seed));
-                let closed = image.close();
-                let struck = storage.struck();
-                storage.clear();
-                let how = format!("{operation} {nth} fails: {closed:?}");
-                let storage: Arc<dyn Storage> = storage;
-                assert_eq!(damage(&storage), [], "{how}");
-                let image = open(&storage);
-                let mut model = Model::new(512, LEN);
-                let now = content(&image);
-                let sectors = old.chunks(512).zip(now.chunks(512));
-                for (start, _) in (0..)
-                    .step_by(512)
-                    .zip(sectors)
-                    .filter(|(_, (old, now))| old != now)
-                {
-                    model.set(start..start + 512);
-                }
-                let infos = image.bitmaps().unwrap();
-                let info = infos.iter().find(|info| info.name == b"on");
-                if info.unwrap().state == BitmapState::Inconsistent {
-                    inconsistent += 1;
-                    image
-                        .recover_bitmap(b"on", BitmapRecovery::AsStored)
-                        .unwrap();
-                } else {
-                    consistent += 1;
-                }
-                assert!(model.is_within(&extents(&image, "on")), "{how}");
-                if struck == 0 {
-                    break;
-                }
-            }
-        }
-    }
-    (consistent, inconsistent)
 }

@@ -4,10 +4,12 @@
     reason = "what goes wrong in a test may end it, and lists of ranges may have one"
 )]
 
-/// Deeds that are cut short, by crashes and by faults; and guests that are.
+/// Deeds that are cut short, by crashes and by faults.
 mod cut_short;
 /// Both work on the same bitmaps in turn.
 mod exchange;
+/// Guests that are cut short.
+mod guests;
 /// What a bitmap must have.
 mod model;
 /// QEMU's tools on bitmaps.

@@ -9,7 +9,8 @@ use qcow2_image::{
 };
 use qcow2_io::{Memory, Slice, Storage, StorageErrorKind};
 
-use super::cut_short::{crash_deeds, crash_guests, fail_deeds, fail_guests};
+use super::cut_short::{crash_deeds, fail_deeds};
+use super::guests::{crash_guests, fail_guests};
 use super::model::{Model, extents};
 use super::oracle::Tools;
 use crate::qemu::is_available;

@@ -13,8 +13,10 @@ struct Readme;
 
 mod allocation;
 mod allocator;
+mod counts;
 mod error;
 mod grow;
+mod reclaim;
 mod refcounts;
 mod release;
 mod relocate;

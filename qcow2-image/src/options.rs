@@ -16,7 +16,7 @@ use qcow2_io::{File, FileIdentity, FileOptions, Storage};
 use crate::chain::{BackingFile, Lower};
 #[cfg(feature = "encryption")]
 use crate::luks::WorkLimit;
-use crate::open::Context;
+use crate::named::Context;
 use crate::{CacheOptions, Image, ImageError, SnapshotKey};
 
 /// How often a flush stores what bitmaps have recorded, unless told otherwise.

@@ -11,7 +11,7 @@ use qcow2_io::cipher::Secret;
 use crate::ImageError;
 use crate::crypt::Crypt;
 use crate::luks::WorkLimit;
-use crate::open::unlock_with;
+use crate::unlock::unlock_with;
 
 /// A passphrase, for [`RepairOptions::key`](qcow2_check::repair::RepairOptions::key).
 ///

@@ -6,16 +6,21 @@
 //! lock of one set, and no such lock is held while the storage works.
 
 mod buffer;
+mod change;
+mod forget;
+mod load;
 mod slot;
+mod write_back;
 
 use std::fmt;
 
 use qcow2_format::HostOffset;
 
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
-use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait, yield_now};
-use buffer::Buffer;
+use crate::sync::{Condvar, Mutex, yield_now};
+pub use change::SliceWriter;
 use slot::{Flags, Slot};
+pub use write_back::DirtySlice;
 
 /// No slice is at this number: offsets end below 2^56.
 const EMPTY: u64 = u64::MAX;
@@ -62,16 +67,6 @@ pub enum Room {
     Resident,
     /// Every slot it may go to has changes that are not on disk.
     Full,
-}
-
-/// A copy of a dirty slice, to be written.
-#[derive(Debug)]
-pub struct DirtySlice {
-    /// Where it belongs.
-    pub offset: HostOffset,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    slot: usize,
 }
 
 impl TableCache {
@@ -250,291 +245,11 @@ impl TableCache {
         .is_some()
     }
 
-    /// Makes the slice that holds `at` resident; `load` reads its bytes from the offset it is given.
-    ///
-    /// # Errors
-    ///
-    /// What `load` gives; the slice is not here then.
-    ///
-    /// # Locking
-    ///
-    /// None is held while `load` works. Whoever else wants the slice waits for it.
-    pub fn ensure<E>(
-        &self,
-        at: HostOffset,
-        load: impl FnOnce(HostOffset, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Room, E> {
-        let key = self.key(at);
-        let set_index = self.set_of(key);
-        let Some(set) = self.sets.get(set_index) else {
-            return Ok(Room::Full);
-        };
-        let first = self.slot_range(set_index).start;
-        let mut flags = lock(&set.flags);
-        let way = loop {
-            if self.way_of(set_index, key).is_some() {
-                return Ok(Room::Resident);
-            }
-            if flags.of.iter().any(|flags| flags.loading == Some(key)) {
-                flags = wait(&set.changed, flags);
-                continue;
-            }
-            if let Some(way) = self.victim(set_index, &mut flags) {
-                break way;
-            }
-            // What is being loaded or written makes room by itself.
-            if !flags.of.iter().any(Flags::is_busy) {
-                return Ok(Room::Full);
-            }
-            flags = wait(&set.changed, flags);
-        };
-        if let Some(flags) = flags.of.get_mut(way) {
-            flags.loading = Some(key);
-        }
-        let (Some(slot), Some(cell)) = (self.slots.get(first + way), self.keys.get(first + way))
-        else {
-            return Ok(Room::Full);
-        };
-        slot.begin_change();
-        cell.store(EMPTY, Ordering::Release);
-        drop(flags);
-
-        let mut buffer = Buffer::take(self.slice_bytes());
-        // A panic in `load` must not leave the others waiting.
-        let mut loading = Loading {
-            cache: self,
-            set,
-            slot,
-            way,
-            done: false,
-        };
-        load(HostOffset::new(key << self.slice_bits), buffer.bytes())?;
-        slot.fill(buffer.bytes(), self.distance);
-        drop(buffer);
-        loading.done = true;
-        let mut flags = lock(&set.flags);
-        if let Some(flags) = flags.of.get_mut(way) {
-            flags.loading = None;
-        }
-        slot.touch();
-        slot.end_change();
-        cell.store(key, Ordering::Release);
-        if let (Some(guess), Ok(way)) = (self.guess(key), u8::try_from(way)) {
-            guess.store(way, Ordering::Relaxed);
-        }
-        drop(flags);
-        set.changed.notify_all();
-        Ok(Room::Resident)
-    }
-
     fn way_of(&self, set: usize, key: u64) -> Option<usize> {
         self.keys
             .get(self.slot_range(set))?
             .iter()
             .position(|found| found.load(Ordering::Acquire) == key)
-    }
-
-    /// A slot that may be given up: an empty one, or one that was not used since the hand last came by.
-    fn victim(&self, set: usize, flags: &mut SetFlags) -> Option<usize> {
-        let range = self.slot_range(set);
-        let keys = self.keys.get(range.clone())?;
-        let slots = self.slots.get(range)?;
-        let free = |flags: &Flags| flags.is_idle();
-        if let Some(way) = (0..self.ways).find(|way| {
-            flags.of.get(*way).is_some_and(free)
-                && keys
-                    .get(*way)
-                    .is_some_and(|key| key.load(Ordering::Relaxed) == EMPTY)
-        }) {
-            return Some(way);
-        }
-        for _ in 0..self.ways * 2 {
-            let way = flags.hand;
-            flags.hand = (flags.hand + 1) % self.ways;
-            if flags.of.get(way).is_some_and(free) && !slots.get(way)?.take_touched() {
-                return Some(way);
-            }
-        }
-        // Others touch while the hand goes round; then any will do.
-        (0..self.ways).find(|way| flags.of.get(*way).is_some_and(free))
-    }
-
-    /// Changes words of the slice that holds `at`, which becomes dirty; `None` if it is not here.
-    ///
-    /// # Locking
-    ///
-    /// `change` runs under the lock of the slice's set and must not call the cache.
-    pub fn update<T>(
-        &self,
-        at: HostOffset,
-        change: impl FnOnce(&mut SliceWriter<'_>) -> T,
-    ) -> Option<T> {
-        let key = self.key(at);
-        let set_index = self.set_of(key);
-        let set = self.sets.get(set_index)?;
-        let mut flags = lock(&set.flags);
-        let way = self.way_of(set_index, key)?;
-        let index = self.slot_range(set_index).start + way;
-        let slot = self.slots.get(index)?;
-        slot.store_linear(self.slice_bytes() / 8, self.distance);
-        let mut writer = SliceWriter {
-            slot,
-            words: slot.words()?,
-            changed: false,
-        };
-        let value = change(&mut writer);
-        if writer.changed {
-            self.mark_dirty(&mut flags, way, index);
-        }
-        slot.touch();
-        Some(value)
-    }
-
-    fn mark_dirty(&self, flags: &mut MutexGuard<'_, SetFlags>, way: usize, index: usize) {
-        if let Some(flags) = flags.of.get_mut(way)
-            && !flags.dirty
-        {
-            flags.dirty = true;
-            self.dirty_count.fetch_add(1, Ordering::Relaxed);
-            lock(&self.dirty).push(index);
-        }
-    }
-
-    /// Copies of all dirty slices, in the order of the file. They count as clean from now on, but stay until
-    /// [`written`](Self::written) or [`not_written`](Self::not_written) says what became of them.
-    pub fn take_dirty(&self) -> Vec<DirtySlice> {
-        let list = std::mem::take(&mut *lock(&self.dirty));
-        let mut copies = Vec::with_capacity(list.len());
-        for index in list {
-            let Some((set, way)) = self.place(index) else {
-                continue;
-            };
-            let mut flags = lock(&set.flags);
-            let (Some(flags), Some(slot), Some(key)) = (
-                flags.of.get_mut(way),
-                self.slots.get(index),
-                self.keys.get(index),
-            ) else {
-                continue;
-            };
-            if !flags.dirty {
-                continue;
-            }
-            flags.dirty = false;
-            flags.writing += 1;
-            self.dirty_count.fetch_sub(1, Ordering::Relaxed);
-            copies.push(DirtySlice {
-                offset: HostOffset::new(key.load(Ordering::Relaxed) << self.slice_bits),
-                bytes: slot.bytes(),
-                slot: index,
-            });
-            // A good moment: all words have just been read, and no one changes them.
-            slot.straighten(self.distance);
-        }
-        copies.sort_unstable_by_key(|copy| copy.offset);
-        copies
-    }
-
-    fn place(&self, index: usize) -> Option<(&Set, usize)> {
-        Some((self.sets.get(index / self.ways)?, index % self.ways))
-    }
-
-    /// The copy is on disk (not necessarily durable): the slice may be evicted.
-    pub fn written(&self, copy: &DirtySlice) {
-        self.settle(copy, false);
-    }
-
-    /// The copy did not get to disk: the slice is dirty again.
-    pub fn not_written(&self, copy: &DirtySlice) {
-        self.settle(copy, true);
-    }
-
-    fn settle(&self, copy: &DirtySlice, again: bool) {
-        let Some((set, way)) = self.place(copy.slot) else {
-            return;
-        };
-        let mut flags = lock(&set.flags);
-        if let Some(flags) = flags.of.get_mut(way) {
-            flags.writing = flags.writing.saturating_sub(1);
-        }
-        if again {
-            self.mark_dirty(&mut flags, way, copy.slot);
-        }
-        drop(flags);
-        set.changed.notify_all();
-    }
-
-    /// Forgets all slices in `len` bytes from `from` on, changes included: what they were part of is no more. Waits for
-    /// those that are being loaded or written.
-    pub fn forget(&self, from: HostOffset, len: u64) {
-        let first = self.key(from);
-        let last = (from.get().saturating_add(len.saturating_sub(1))) >> self.slice_bits;
-        for key in first..=last {
-            let set_index = self.set_of(key);
-            let Some(set) = self.sets.get(set_index) else {
-                continue;
-            };
-            let mut flags = lock(&set.flags);
-            loop {
-                if flags.of.iter().any(|flags| flags.loading == Some(key)) {
-                    flags = wait(&set.changed, flags);
-                    continue;
-                }
-                let Some(way) = self.way_of(set_index, key) else {
-                    break;
-                };
-                if flags.of.get(way).is_some_and(|flags| flags.writing > 0) {
-                    flags = wait(&set.changed, flags);
-                    continue;
-                }
-                let index = self.slot_range(set_index).start + way;
-                if let (Some(slot), Some(cell), Some(flags)) = (
-                    self.slots.get(index),
-                    self.keys.get(index),
-                    flags.of.get_mut(way),
-                ) {
-                    slot.begin_change();
-                    cell.store(EMPTY, Ordering::Release);
-                    slot.end_change();
-                    if flags.dirty {
-                        flags.dirty = false;
-                        self.dirty_count.fetch_sub(1, Ordering::Relaxed);
-                    }
-                }
-                break;
-            }
-        }
-    }
-
-    /// Forgets the clean slices that no one used since this was last called, and gives their memory back.
-    pub fn trim(&self) {
-        self.give_up(|slot| !slot.take_touched());
-    }
-
-    /// Forgets all clean slices: what is on disk has changed, or is about to, past this cache.
-    pub fn forget_clean(&self) {
-        self.give_up(|_| true);
-    }
-
-    fn give_up(&self, unwanted: impl Fn(&Slot) -> bool) {
-        for (set_index, set) in self.sets.iter().enumerate() {
-            let mut flags = lock(&set.flags);
-            for way in 0..self.ways {
-                let index = self.slot_range(set_index).start + way;
-                let (Some(slot), Some(cell), Some(flags)) = (
-                    self.slots.get(index),
-                    self.keys.get(index),
-                    flags.of.get_mut(way),
-                ) else {
-                    continue;
-                };
-                if flags.is_idle() && cell.load(Ordering::Relaxed) != EMPTY && unwanted(slot) {
-                    slot.begin_change();
-                    cell.store(EMPTY, Ordering::Release);
-                    slot.end_change();
-                }
-            }
-        }
     }
 
     /// Slices that are here.
@@ -560,67 +275,6 @@ impl fmt::Debug for TableCache {
             .field("resident", &self.resident())
             .field("dirty", &self.dirty_count())
             .finish()
-    }
-}
-
-/// Ends a load that failed or panicked.
-struct Loading<'a> {
-    cache: &'a TableCache,
-    set: &'a Set,
-    slot: &'a Slot,
-    way: usize,
-    done: bool,
-}
-
-impl Drop for Loading<'_> {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        let mut flags = lock(&self.set.flags);
-        if let Some(flags) = flags.of.get_mut(self.way) {
-            flags.loading = None;
-        }
-        self.slot.end_change();
-        drop(flags);
-        self.set.changed.notify_all();
-        debug_assert!(self.cache.ways > self.way);
-    }
-}
-
-/// Access to the words of a slice while its set is locked.
-#[derive(Debug)]
-pub struct SliceWriter<'a> {
-    slot: &'a Slot,
-    words: &'a [AtomicU64],
-    changed: bool,
-}
-
-impl SliceWriter<'_> {
-    /// The word numbered `index` in the slice.
-    pub fn get(&self, index: usize) -> u64 {
-        self.words
-            .get(index)
-            .map_or(0, |word| word.load(Ordering::Relaxed))
-    }
-
-    /// Stores a word; readers see the old or the new one.
-    pub fn set(&mut self, index: usize, value: u64) {
-        if let Some(word) = self.words.get(index) {
-            if !self.changed {
-                self.slot.bend();
-            }
-            word.store(value, Ordering::SeqCst);
-            self.changed = true;
-        }
-    }
-
-    /// Stores two words; readers see both old or both new.
-    pub fn set_pair(&mut self, index: usize, first: u64, second: u64) {
-        self.slot.begin_change();
-        self.set(index, first);
-        self.set(index + 1, second);
-        self.slot.end_change();
     }
 }
 

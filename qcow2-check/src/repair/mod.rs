@@ -21,6 +21,7 @@ mod crc;
 mod entries;
 mod header;
 mod key;
+mod l1;
 mod orphans;
 mod overlay;
 mod plan;

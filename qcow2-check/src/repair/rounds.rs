@@ -9,7 +9,7 @@ use super::action::{Action, ActionKind, Effect};
 use super::claims::Claims;
 use super::plan::Planner;
 use super::refcounts::{hopeless, no_threads};
-use super::{Level, PlanError, bitmaps, entries, snapshots, tables};
+use super::{Level, PlanError, bitmaps, entries, l1, snapshots, tables};
 use crate::image::Image;
 use crate::load;
 use crate::refmap::{PAGE_CLUSTERS, RefMap};
@@ -76,7 +76,7 @@ fn round(planner: &mut Planner<'_, '_>, run: Run<'_>) -> Result<bool, PlanError>
     if planner.snapshots_known
         && (snapshots::mend(planner, image)? || bitmaps::mend(planner, image)?)
         || grow(planner, image)?
-        || tables::part_shared_l1(planner, image)?
+        || l1::part_shared_l1(planner, image)?
     {
         return Ok(true);
     }

@@ -172,7 +172,7 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     if lists.is_empty() {
         return Err(Failure::usage("amend", "Must specify options (-o)"));
     }
-    let wants_help = lists.iter().any(|list| creation::asks_for_help(list));
+    let wants_help = lists.iter().any(|list| super::choices::asks_for_help(list));
     if wants_help && let Some(format) = &format {
         help(format, console)?;
         return Ok(ExitCode::SUCCESS);

@@ -182,7 +182,7 @@ pub(crate) fn cannot_open(name: &str, error: OpenError) -> Failure {
 
 /// A list of options as `-o` takes it.
 pub(crate) fn option_list(list: String) -> Result<String, Failure> {
-    if super::creation::is_list(&list) {
+    if super::choices::is_list(&list) {
         Ok(list)
     } else {
         Err(Failure::new(format_args!("Invalid option list: {list}")))

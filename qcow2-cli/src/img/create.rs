@@ -8,7 +8,8 @@ use qcow2_image::luks::{self, LuksOptions};
 use qcow2_io::{FileOptions, Storage, StorageErrorKind, ZeroFlags};
 
 use super::args::{self, Failure};
-use super::creation::{self, Creation, Format, refused};
+use super::choices::{self, Format};
+use super::creation::{self, Creation, refused};
 use crate::node::{self, Access, OpenError};
 use crate::words::getopt::{Long, Spec};
 use crate::words::outside;
@@ -76,9 +77,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
     }
     let mut operands = parsed.operands.into_iter();
     let name = operands.next();
-    if lists.iter().any(|list| creation::asks_for_help(list)) {
+    if lists.iter().any(|list| choices::asks_for_help(list)) {
         let format = Format::from_name(&format).map_err(Failure::new)?;
-        creation::help(format, name.is_some(), console);
+        choices::help(format, name.is_some(), console);
         return Ok(ExitCode::SUCCESS);
     }
     let name = name.ok_or_else(|| Failure::usage("create", "Expecting image file name"))?;

@@ -6,8 +6,9 @@ use qcow2_image::copy::{CopyOptions, Target, copy};
 use qcow2_io::Storage;
 
 use super::args::{self, Common, Failure};
+use super::choices::Format;
 use super::create;
-use super::creation::{Creation, Format, refused};
+use super::creation::{Creation, refused};
 use crate::node::Access;
 use crate::words::getopt::{Long, Spec};
 use crate::words::system;

@@ -8,8 +8,9 @@ use qcow2_image::{BitmapState, SnapshotKey};
 use qcow2_io::Storage;
 
 use super::args::{self, Common, Failure, Output};
+use super::choices::{self, Format};
 use super::create::size_operand;
-use super::creation::{self, Creation, Format, refused};
+use super::creation::{self, Creation, refused};
 use crate::node::Access;
 use crate::words::dict::Value;
 use crate::words::getopt::{Long, Spec};
@@ -76,9 +77,9 @@ pub(super) fn run(words: &[String], console: &Console) -> Result<ExitCode, Failu
         [name] => Some(name.as_str()),
         _ => return Err(Failure::new("At most one filename argument is allowed.")),
     };
-    if lists.iter().any(|list| creation::asks_for_help(list)) {
+    if lists.iter().any(|list| choices::asks_for_help(list)) {
         let format = Format::from_name(&target).map_err(Failure::new)?;
-        creation::help(format, false, console);
+        choices::help(format, false, console);
         return Ok(ExitCode::SUCCESS);
     }
     if virtual_size.is_some() && name.is_some() {

@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod bitmap;
 mod check;
+mod choices;
 mod commit;
 mod compare;
 mod convert;

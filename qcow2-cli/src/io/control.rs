@@ -8,9 +8,9 @@ use rustix::process::{Signal, getpid, kill_process};
 
 use super::mode::Mode;
 use super::reopen::Reopening;
+use super::request::number;
 use super::session::{Done, Failed, Session};
 use super::table::Command;
-use super::transfer::number;
 use crate::node::NodeOptions;
 use crate::words::getopt::Parsed;
 use crate::words::system;

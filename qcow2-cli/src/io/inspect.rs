@@ -4,9 +4,9 @@ use qcow2_image::map::map as rows;
 use qcow2_io::Storage;
 
 use super::report;
+use super::request::number;
 use super::session::{Done, Failed, Session};
 use super::table::Command;
-use super::transfer::number;
 use crate::img::Facts;
 use crate::node::Node;
 use crate::say;

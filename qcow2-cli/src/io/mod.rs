@@ -3,12 +3,14 @@
 //! `session` keeps the disk and what is under way, `mode` how it is opened, `table` lists the commands; `transfer`, `space`, `inspect` and `control` carry them out,
 //! `report` says what became of them, `help` what they are for.
 
+mod aio;
 mod control;
 mod help;
 mod inspect;
 mod mode;
 mod reopen;
 mod report;
+mod request;
 mod session;
 mod space;
 mod table;

@@ -6,9 +6,10 @@ use qcow2_image::{ImageError, ResizeOptions};
 use qcow2_io::{Operation, Storage, StorageErrorKind};
 
 use super::report::{self, Style};
+use super::request::number;
 use super::session::{Done, Failed, Session};
 use super::table::Command;
-use super::transfer::{number, read_only};
+use super::transfer::read_only;
 use crate::node::{Content, storage_error};
 use crate::say;
 use crate::words::getopt::Parsed;

@@ -2,7 +2,7 @@
 
 use super::help::details;
 use super::session::{Done, Failed, Session};
-use super::{control, inspect, space, transfer, zone};
+use super::{aio, control, inspect, space, transfer, zone};
 use crate::words::getopt::{Parsed, Spec};
 use crate::{complain, say};
 
@@ -74,8 +74,8 @@ macro_rules! command {
 const COMMANDS: &[Command] = &[
     command!("abort" "" 0..=0, "", "", "simulate a program crash using abort(3)", false, control::abort),
     command!("aio_flush" "" 0..=0, "", "", "completes all outstanding aio requests", true, control::aio_flush),
-    command!("aio_read" "" 2..=ANY, "CP:iqrv", "[-Ciqrv] [-P pattern] off len [len..]", "asynchronously reads a number of bytes", true, transfer::aio_read),
-    command!("aio_write" "" 2..=ANY, "CfiP:qruz", "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes", true, transfer::aio_write),
+    command!("aio_read" "" 2..=ANY, "CP:iqrv", "[-Ciqrv] [-P pattern] off len [len..]", "asynchronously reads a number of bytes", true, aio::aio_read),
+    command!("aio_write" "" 2..=ANY, "CfiP:qruz", "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes", true, aio::aio_write),
     command!("alloc" "" 1..=2, "", "offset [count]", "checks if offset is allocated in the file", true, inspect::alloc),
     command!("break" "" 2..=2, "", "event tag", "sets a breakpoint on event and tags the stopped request as tag", true, control::set_break),
     command!("close" "c" 0..=0, "", "", "close the current open file", true, control::close),

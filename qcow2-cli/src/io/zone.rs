@@ -1,9 +1,9 @@
 //! The commands for zones, which only zoned block devices have. None of the disks here has any, so all of them fail as they do on a
 //! regular file.
 
+use super::request::number;
 use super::session::{Done, Failed, Session};
 use super::table::Command;
-use super::transfer::number;
 use crate::say;
 use crate::words::getopt::Parsed;
 

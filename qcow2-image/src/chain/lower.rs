@@ -7,7 +7,7 @@ use std::sync::Arc;
 use qcow2_io::{File, FileIdentity, Storage};
 
 use super::Chain;
-use crate::open::{Context, open_named};
+use crate::named::{Context, open_named};
 use crate::{Image, ImageError, ImageOptions};
 
 /// A backing file that was opened or given.

@@ -42,8 +42,8 @@ use std::ops::Range;
 
 use crate::ImageError;
 use crate::buffer::Pages;
+use crate::buffer::is_zero;
 use crate::chain::{Chain, ChainError};
-use crate::write::is_zero;
 
 pub(crate) use self::differ::{Differ, Verdict};
 pub use self::export::{Changes, ExportOptions, export};

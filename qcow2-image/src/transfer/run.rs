@@ -10,9 +10,9 @@ use qcow2_io::Storage;
 use super::plan::{Job, Plan, grains};
 use super::{Candidate, Disks, Rival, Transferred, Work};
 use crate::buffer::Pages;
+use crate::buffer::is_zero;
 use crate::chain::ChainError;
 use crate::rate::Rate;
-use crate::write::is_zero;
 use crate::{ImageError, Monitor};
 
 /// Zeros are stored as data in pieces of this many bytes; no cluster is larger.

@@ -4,7 +4,8 @@ use qcow2_image::{BitmapState, Image, SnapshotKey};
 use qcow2_io::codec::Level;
 
 use crate::img::args::{self, CacheMode, Common, Failure};
-use crate::img::creation::{self, Creation, Format, refused};
+use crate::img::choices::{self, Format};
+use crate::img::creation::{Creation, refused};
 use crate::img::measure::snapshot_key;
 use crate::node::Node;
 use crate::words::getopt::{Long, Spec};
@@ -121,10 +122,10 @@ impl Plan {
                 other => plan.take(other, value)?,
             }
         }
-        if plan.lists.iter().any(|list| creation::asks_for_help(list)) {
+        if plan.lists.iter().any(|list| choices::asks_for_help(list)) {
             let format =
                 Format::from_name(format.as_deref().unwrap_or("raw")).map_err(Failure::new)?;
-            creation::help(format, parsed.operands.len() > 1, console);
+            choices::help(format, parsed.operands.len() > 1, console);
             return Ok(None);
         }
         let mut operands = parsed.operands;

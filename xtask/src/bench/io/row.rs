@@ -70,7 +70,7 @@ const CALLS: &str = "plain calls";
 const THIRD: f64 = 0.333;
 
 /// All rows, in the order in which they run.
-pub(super) const ROWS: [Row; 29] = [
+pub(super) const ROWS: [Row; 30] = [
     Row {
         name: "read-4k",
         what: "random reads of 4 KiB",
@@ -256,6 +256,13 @@ pub(super) const ROWS: [Row; 29] = [
         dir_bytes: 2 * scale::LEN,
         measure: scale::plain_file,
         ..in_memory(1.6)
+    },
+    Row {
+        name: "2-threads-copies",
+        what: "copies of 512 bytes of plain memory by two threads, beside one: what memory gives at the time",
+        goal: Goal::None,
+        measure: scale::copies,
+        ..in_memory(1.8)
     },
     Row {
         name: "2-threads-loops",

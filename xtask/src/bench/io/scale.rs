@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use qcow2_image::Image;
 use qcow2_image::create::CreateOptions;
 use qcow2_io::{Memory, Storage};
@@ -69,6 +69,28 @@ impl Disk for Loops {
 /// Two threads that have nothing in common: what the processors give at the time.
 pub(super) fn loops(setting: &Setting) -> Result<Samples> {
     compared(setting, &Loops, 512)
+}
+
+/// Bytes that nobody can change.
+struct Frozen(Vec<u8>);
+
+impl Disk for Frozen {
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let start = usize::try_from(offset)?;
+        let bytes = self.0.get(start..start + buf.len());
+        buf.copy_from_slice(bytes.context("behind the end")?);
+        Ok(())
+    }
+
+    fn write(&self, _: &[u8], _: u64) -> Result<()> {
+        bail!("read-only")
+    }
+}
+
+/// Copies that need no care at all: what memory gives at the time.
+pub(super) fn copies(setting: &Setting) -> Result<Samples> {
+    let frozen = Frozen(vec![1; usize::try_from(LEN)?]);
+    compared(setting, &frozen, 512)
 }
 
 fn compared(setting: &Setting, disk: &impl Disk, size: usize) -> Result<Samples> {

@@ -220,7 +220,7 @@ fn first_difference(first: &[u8], second: &[u8]) -> Option<usize> {
 }
 
 fn first_nonzero(bytes: &[u8]) -> Option<usize> {
-    if crate::copy::is_zero(bytes) {
+    if crate::buffer::is_zero(bytes) {
         return None;
     }
     bytes.iter().position(|byte| *byte != 0)

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::CopyError;
 use super::target::Place;
-use super::zeros::is_zero;
 use crate::buffer::Pages;
+use crate::buffer::is_zero;
 
 /// Pieces that are compared as one, unless clusters have to be; bytes.
 const GRAIN: u64 = 4096;

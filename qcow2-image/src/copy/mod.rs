@@ -51,8 +51,6 @@ use self::run::Run;
 use self::target::Place;
 use crate::threads::on_threads;
 
-pub(crate) use zeros::is_zero;
-
 pub use bitmaps::{BitmapCopy, copy_bitmaps};
 pub use checkpoint::{Checkpoint, NoCheckpoint};
 pub use error::CopyError;

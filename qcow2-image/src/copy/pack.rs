@@ -9,9 +9,9 @@ use super::changes::changes;
 use super::plan::Job;
 use super::run::{Run, slice};
 use super::worker::zero;
-use super::zeros::is_zero;
 use crate::ImageError;
 use crate::buffer::Pages;
+use crate::buffer::is_zero;
 
 /// A piece of the disk, perhaps compressed, on its way to the target.
 #[derive(Debug, Default)]

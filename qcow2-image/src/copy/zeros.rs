@@ -2,14 +2,7 @@
 
 use std::ops::Range;
 
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks
-        .iter()
-        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
-        && rest.iter().all(|byte| *byte == 0)
-}
+use crate::buffer::is_zero;
 
 /// The stretches of `bytes`, which begin at `offset`, that must be stored: all but the pieces of `granule` bytes, at
 /// multiples of that, which are zero.
